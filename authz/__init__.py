@@ -1,0 +1,1 @@
+"""An Envoy external-authorization service for Ollama."""

@@ -1,0 +1,1 @@
+"""The stores. Each adapter translates foreign errors once and returns core types."""

@@ -1,0 +1,62 @@
+"""Connections to PostgreSQL, and its errors in our words."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from authz.errors import ConfigError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    Connection = asyncpg.Connection[asyncpg.Record]
+    Pool = asyncpg.Pool[asyncpg.Record]
+
+CONNECT_TIMEOUT_S = 5.0
+_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Turn what driver and network raise into StoreUnavailable."""
+    try:
+        yield
+    except _ERRORS as error:
+        raise StoreUnavailable(type(error).__name__) from error
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[Connection]:
+    """Open one connection. Raises StoreUnavailable."""
+    with translated_errors(), _settings_checked():
+        connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def pooled(url: str) -> AsyncIterator[Pool]:
+    """Open a pool that connects when it is first used."""
+    with _settings_checked():
+        pool = asyncpg.create_pool(
+            url, min_size=0, max_size=8, timeout=CONNECT_TIMEOUT_S
+        )
+        await pool
+    try:
+        yield pool
+    finally:
+        pool.terminate()
+
+
+@contextmanager
+def _settings_checked() -> Iterator[None]:
+    try:
+        yield
+    except (asyncpg.ClientConfigurationError, ValueError):
+        msg = "AUTHZ_DATABASE_URL is not a PostgreSQL URL"
+        raise ConfigError(msg) from None

@@ -1,0 +1,115 @@
+"""The composition root: Settings in, a running worker out. Nothing else builds."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
+from redis.asyncio import Redis
+
+from authz.adapters.postgres import connected, pooled
+from authz.adapters.postgres_changes import follow_changes
+from authz.adapters.postgres_keys import PostgresKeys
+from authz.adapters.postgres_schema import check_schema
+from authz.adapters.redis_cache import TIMEOUT_S, RedisKeyCache
+from authz.authorizer import Authorizer
+from authz.edge.check import Check
+from authz.edge.server import serving
+from authz.errors import ConfigError, StoreUnavailable
+from authz.lookup import Freshness, Lookup
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from authz.config import Settings
+    from authz.metrics import Metrics
+    from authz.ports import KeyCache
+
+_RETRY_S = 1.0
+
+log = structlog.get_logger()
+
+
+def socket_path(settings: Settings, worker: int) -> Path:
+    """Return where a worker listens; envoy/clusters.yaml lists the same paths."""
+    return settings.listen / f"authz-{worker}.sock"
+
+
+def new_registry() -> CollectorRegistry:
+    """Return a registry that already knows this process."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry
+
+
+async def run_worker(
+    settings: Settings, worker: int, metrics: Metrics, stop: asyncio.Event
+) -> None:
+    """Serve Check until told to stop. Raises ConfigError, SchemaError."""
+    url = settings.database_url.get_secret_value()
+    await _wait_for_schema(url, stop)
+    if stop.is_set():
+        return
+    async with AsyncExitStack() as stack:
+        lookup = Lookup(
+            PostgresKeys(await stack.enter_async_context(pooled(url))),
+            await stack.enter_async_context(_key_cache(settings)),
+            _freshness(settings),
+            _now,
+            metrics,
+        )
+        background = await stack.enter_async_context(asyncio.TaskGroup())
+        stack.callback(background.create_task(follow_changes(url, lookup)).cancel)
+        check = Check(Authorizer(lookup, _now), metrics)
+        socket = socket_path(settings, worker)
+        await stack.enter_async_context(serving(check, socket))
+        log.info("serving", socket=str(socket))
+        await stop.wait()
+        log.info("stopping", socket=str(socket))
+
+
+async def _wait_for_schema(url: str, stop: asyncio.Event) -> None:
+    while not stop.is_set():
+        try:
+            async with connected(url) as connection:
+                return await check_schema(connection)
+        except StoreUnavailable as error:
+            log.warning("database_unavailable", error=str(error))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _RETRY_S)
+    return None
+
+
+@asynccontextmanager
+async def _key_cache(settings: Settings) -> AsyncIterator[KeyCache | None]:
+    url = settings.redis_url.get_secret_value()
+    secret = settings.cache_secret.get_secret_value()
+    if not (url and secret):
+        yield None
+        return
+    try:
+        redis = Redis.from_url(url, socket_timeout=TIMEOUT_S)
+    except ValueError:
+        msg = "AUTHZ_REDIS_URL is not a Redis URL"
+        raise ConfigError(msg) from None
+    lifetime = timedelta(seconds=max(settings.cache_ttl_s, settings.max_stale_s))
+    async with redis:
+        yield RedisKeyCache(redis, secret.encode(), lifetime)
+
+
+def _freshness(settings: Settings) -> Freshness:
+    return Freshness(
+        ttl=timedelta(seconds=settings.cache_ttl_s),
+        max_stale=timedelta(seconds=settings.max_stale_s),
+        size=settings.cache_size,
+    )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,36 @@
+"""The use case: who is it, then what may it do. Every denial is a value."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from authz.core.credential import read_credential
+from authz.core.decide import decide, usable
+from authz.core.model import Deny
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from authz.core.model import Decision, Key, Request
+    from authz.lookup import Lookup
+
+
+class Authorizer:
+    """Answers every Check of Envoy."""
+
+    def __init__(self, lookup: Lookup, now: Callable[[], datetime]) -> None:
+        self._lookup = lookup
+        self._now = now
+
+    async def authorize(self, request: Request) -> Decision:
+        """Return the verdict. Raises BackendError where none can be reached."""
+        key = await self._identify(request)
+        return key if isinstance(key, Deny) else decide(request, key)
+
+    async def _identify(self, request: Request) -> Key | Deny:
+        credential = read_credential(request.headers)
+        if isinstance(credential, Deny):
+            return credential
+        key = await self._lookup.find(credential.digest)
+        return usable(key, self._now())

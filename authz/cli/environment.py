@@ -1,0 +1,70 @@
+"""Which settings a command works with: the environment's, or those of `authz up`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec
+from urllib.parse import parse_qs, urlsplit
+
+import click
+
+from authz.config import load_settings, names_database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from authz.config import Settings
+
+P = ParamSpec("P")
+
+
+def async_command(run: Callable[P, Coroutine[None, None, None]]) -> Callable[P, None]:
+    """Let click call a coroutine function."""
+
+    @wraps(run)
+    def call(*args: P.args, **kwargs: P.kwargs) -> None:
+        asyncio.run(run(*args, **kwargs))
+
+    return call
+
+
+def data_dir_option(command: Callable[P, None]) -> Callable[P, None]:
+    """Add ``--data-dir``, which every command takes."""
+    return click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=Path(".authz"),
+        show_default=True,
+        help="Where `authz up` keeps its files.",
+    )(command)
+
+
+def settings_for(data_dir: Path) -> Settings:
+    """Load settings; if they are those of `authz up`, say which database it is."""
+    written_by_up = data_dir / "env"
+    if names_database(os.environ) or not _is_ours(written_by_up):
+        return load_settings()
+    settings = load_settings(written_by_up)
+    url = settings.database_url.get_secret_value()
+    click.echo(f"database: {_without_secrets(url)} ({written_by_up})", err=True)
+    return settings
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        status = file.stat()
+    except OSError:
+        return False
+    open_to_others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return status.st_uid == os.getuid() and not open_to_others
+
+
+def _without_secrets(url: str) -> str:
+    parts = urlsplit(url)
+    host = parts.hostname or parse_qs(parts.query).get("host", [""])[0]
+    port = f":{parts.port}" if parts.port else ""
+    return f"{host}{port}{parts.path if parts.hostname else f' {parts.path[1:]}'}"

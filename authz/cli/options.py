@@ -1,0 +1,78 @@
+"""Options of `authz keys`, read and checked; what is wrong is said in one line."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from uuid import UUID
+
+import click
+
+from authz.config import parse_duration
+from authz.core.allowlist import canonical_pattern
+from authz.core.model import Scope
+
+_LABEL = re.compile(r"[A-Za-z0-9._@/ -]{1,80}")
+
+
+def label(_context: object, option: click.Parameter, text: str) -> str:
+    """Read a name or an owner; an owner may be empty."""
+    if text and not _LABEL.fullmatch(text):
+        msg = f"--{option.name} takes 1 to 80 of A-Z a-z 0-9 . _ @ / - and space"
+        raise click.UsageError(msg)
+    return text
+
+
+def name(context: object, option: click.Parameter, text: str) -> str:
+    """Read a name; commands take a name or an id, so it must not look like one."""
+    try:
+        UUID(text)
+    except ValueError:
+        if text:
+            return label(context, option, text)
+    msg = "--name must not be empty or look like an id"
+    raise click.UsageError(msg)
+
+
+def models(_context: object, _option: object, text: str) -> tuple[str, ...]:
+    """Read patterns, separated by commas, into their canonical form."""
+    canonical = {pattern: canonical_pattern(pattern) for pattern in text.split(",")}
+    for pattern, form in canonical.items():
+        if form is None:
+            msg = f"--models: {pattern!r} is no model name or pattern"
+            raise click.UsageError(msg)
+    return tuple(dict.fromkeys(filter(None, canonical.values())))
+
+
+def scopes(_context: object, _option: object, text: str) -> tuple[str, ...]:
+    """Read scopes; `manage` cannot be granted yet, its endpoints stay closed."""
+    grantable = [Scope.INFERENCE.value, Scope.READ.value]
+    asked = tuple(dict.fromkeys(text.split(",")))
+    if not set(asked).issubset(grantable):
+        msg = f"--scopes takes {' and '.join(grantable)}, separated by a comma"
+        raise click.UsageError(msg)
+    return asked
+
+
+def expires(_context: object, _option: object, text: str | None) -> datetime | None:
+    """Read ``90d`` or a date (UTC unless it says otherwise)."""
+    if text is None:
+        return None
+    now = datetime.now(UTC)
+    try:
+        moment = now + parse_duration(text)
+    except ValueError:
+        moment = _date(text)
+    if moment <= now:
+        msg = "--expires must lie in the future"
+        raise click.UsageError(msg)
+    return moment
+
+
+def _date(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        msg = "--expires takes a duration as in 90d or a date as in 2030-01-31"
+        raise click.UsageError(msg) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

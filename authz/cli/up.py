@@ -1,0 +1,8 @@
+"""`authz up`."""
+
+import click
+
+
+@click.command()
+def up() -> None:
+    """Start."""

@@ -1,0 +1,87 @@
+"""Settings: the only place that knows the names of environment variables."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from authz.errors import ConfigError
+from authz.log import Format, Level
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9.\-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>\d{1,5})")
+_DURATION = re.compile(r"(?P<number>[1-9]\d{0,5})(?P<unit>[smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def parse_duration(text: str) -> timedelta:
+    """Read ``3s``, ``15m``, ``24h`` or ``90d``. Raises ValueError."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        msg = "a duration is a number and s, m, h or d, as in 90d"
+        raise ValueError(msg)
+    return timedelta(**{_UNITS[match["unit"]]: int(match["number"])})
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Read ``host:port``; an IPv6 host stands in brackets. Raises ValueError."""
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match["port"]) > 65535:  # noqa: PLR2004 - the last port
+        msg = "an address is host:port, as in 127.0.0.1:8080"
+        raise ValueError(msg)
+    return match["host"].strip("[]"), int(match["port"])
+
+
+def _address(text: str) -> str:
+    parse_address(text)
+    return text
+
+
+def _optional_duration(text: str) -> str:
+    if text:
+        parse_duration(text)
+    return text
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, as ``AUTHZ_`` and the name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="AUTHZ_", frozen=True, extra="ignore")
+
+    database_url: SecretStr = Field(min_length=1)
+    redis_url: SecretStr = SecretStr("")
+    cache_secret: SecretStr = SecretStr("")
+    listen: Path = Path("/run/authz")
+    metrics_listen: Annotated[str, AfterValidator(_address)] = "127.0.0.1:9464"
+    workers: int = Field(1, ge=1, le=64)
+    cache_ttl_s: float = Field(30, ge=0, le=3600)
+    cache_size: int = Field(100_000, ge=1)
+    max_stale_s: float = Field(300, ge=0, le=86_400)
+    key_max_lifetime: Annotated[str, AfterValidator(_optional_duration)] = ""
+    log_level: Level = "info"
+    log_format: Format = "json"
+
+
+def load_settings(written_by_up: Path | None = None) -> Settings:
+    """Read the environment; where it names no database, what `authz up` wrote.
+
+    Raises ConfigError naming the first wrong variable.
+    """
+    try:
+        return Settings(_env_file=written_by_up)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        msg = f"AUTHZ_{str(first['loc'][0]).upper()}: {first['msg']}"
+        raise ConfigError(msg) from None
+
+
+def names_database(environment: Mapping[str, str]) -> bool:
+    """Tell whether the environment says which database to use."""
+    return bool(environment.get("AUTHZ_DATABASE_URL"))

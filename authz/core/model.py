@@ -1,0 +1,169 @@
+"""The words of the decision. Frozen values only; nothing here decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from authz.core.allowlist import Allowlist
+
+
+class Scope(Enum):
+    """What kind of endpoint a key may use."""
+
+    INFERENCE = "inference"
+    READ = "read"
+    MANAGE = "manage"
+
+
+class Code(Enum):
+    """What a client is told: (code, HTTP status, message)."""
+
+    INVALID_REQUEST = ("invalid_request", 400, "The request is not valid.")
+    UNAUTHORIZED = ("unauthorized", 401, "A valid API key is required.")
+    ENDPOINT_NOT_ALLOWED = (
+        "endpoint_not_allowed",
+        403,
+        "This key may not use this endpoint.",
+    )
+    MODEL_NOT_ALLOWED = ("model_not_allowed", 403, "This key may not use this model.")
+    NOT_FOUND = ("not_found", 404, "There is no such endpoint.")
+    METHOD_NOT_ALLOWED = ("method_not_allowed", 405, "The method is not allowed here.")
+    UNSUPPORTED_ENCODING = (
+        "unsupported_encoding",
+        415,
+        "The request must be plain JSON.",
+    )
+    UNAVAILABLE = (
+        "unavailable",
+        503,
+        "The service is temporarily unavailable.",
+    )
+
+    def __init__(self, code: str, status: int, message: str) -> None:
+        self.code = code
+        self.status = status
+        self.message = message
+
+
+class Reason(Enum):
+    """Why a request was denied: for logs, never for clients."""
+
+    CREDENTIAL_MISSING = "credential_missing"
+    CREDENTIAL_MALFORMED = "credential_malformed"
+    KEY_UNKNOWN = "key_unknown"
+    KEY_REVOKED = "key_revoked"
+    KEY_DISABLED = "key_disabled"
+    KEY_EXPIRED = "key_expired"
+    PATH_ODD = "path_odd"
+    PATH_UNKNOWN = "path_unknown"
+    METHOD_UNKNOWN = "method_unknown"
+    SCOPE_MISSING = "scope_missing"
+    LIST_NEEDS_ALL_MODELS = "list_needs_all_models"
+    ENCODING_ODD = "encoding_odd"
+    MULTIPART = "multipart"
+    BODY_INCOMPLETE = "body_incomplete"
+    BODY_UNEXPECTED = "body_unexpected"
+    BODY_NOT_STRICT_JSON = "body_not_strict_json"
+    BODY_ODD_FIELD = "body_odd_field"
+    MODEL_MISSING = "model_missing"
+    MODEL_UNGRAMMATICAL = "model_ungrammatical"
+    MODEL_AMBIGUOUS = "model_ambiguous"
+    MODEL_REMOTE = "model_remote"
+    MODEL_NOT_LISTED = "model_not_listed"
+    UNDECIDED = "undecided"
+
+
+CODES: Mapping[Reason, Code] = {
+    Reason.CREDENTIAL_MISSING: Code.UNAUTHORIZED,
+    Reason.CREDENTIAL_MALFORMED: Code.UNAUTHORIZED,
+    Reason.KEY_UNKNOWN: Code.UNAUTHORIZED,
+    Reason.KEY_REVOKED: Code.UNAUTHORIZED,
+    Reason.KEY_DISABLED: Code.UNAUTHORIZED,
+    Reason.KEY_EXPIRED: Code.UNAUTHORIZED,
+    Reason.PATH_ODD: Code.INVALID_REQUEST,
+    Reason.PATH_UNKNOWN: Code.NOT_FOUND,
+    Reason.METHOD_UNKNOWN: Code.METHOD_NOT_ALLOWED,
+    Reason.SCOPE_MISSING: Code.ENDPOINT_NOT_ALLOWED,
+    Reason.LIST_NEEDS_ALL_MODELS: Code.ENDPOINT_NOT_ALLOWED,
+    Reason.ENCODING_ODD: Code.UNSUPPORTED_ENCODING,
+    Reason.MULTIPART: Code.UNSUPPORTED_ENCODING,
+    Reason.BODY_INCOMPLETE: Code.INVALID_REQUEST,
+    Reason.BODY_UNEXPECTED: Code.INVALID_REQUEST,
+    Reason.BODY_NOT_STRICT_JSON: Code.INVALID_REQUEST,
+    Reason.BODY_ODD_FIELD: Code.INVALID_REQUEST,
+    Reason.MODEL_MISSING: Code.INVALID_REQUEST,
+    Reason.MODEL_UNGRAMMATICAL: Code.INVALID_REQUEST,
+    Reason.MODEL_AMBIGUOUS: Code.INVALID_REQUEST,
+    Reason.MODEL_REMOTE: Code.MODEL_NOT_ALLOWED,
+    Reason.MODEL_NOT_LISTED: Code.MODEL_NOT_ALLOWED,
+    Reason.UNDECIDED: Code.UNAVAILABLE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as Envoy describes it; the path is normalised by Envoy.
+
+    ``headers`` has lower-case names; what was sent twice is joined by a comma.
+    ``headers_only`` marks the Check that comes before the body is read.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+    headers_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An identity as one of its secrets sees it; times are UTC.
+
+    ``expires_at`` is the earlier of the key's and the secret's; ``version``
+    grows with every change of either row.
+    """
+
+    id: str
+    name: str
+    owner: str
+    models: Allowlist
+    scopes: frozenset[Scope]
+    expires_at: datetime | None
+    disabled: bool
+    revoked: bool
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """The request may pass; ``model`` is canonical, None where there is none.
+
+    ``final`` is False after the headers-only Check: another one follows.
+    """
+
+    key: Key
+    endpoint: str
+    model: str | None
+    final: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """The request may not pass; ``methods`` are the allowed ones of a 405."""
+
+    reason: Reason
+    methods: tuple[str, ...] = ()
+
+    @property
+    def code(self) -> Code:
+        """What the client is told."""
+        return CODES[self.reason]
+
+
+Decision = Allow | Deny

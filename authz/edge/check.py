@@ -1,0 +1,57 @@
+"""The Check call: translate, decide, translate, count; whatever fails is a 503."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from authz.core.model import Deny, Reason
+from authz.edge.translate import request_of, response_of
+from authz.errors import BackendError
+
+if TYPE_CHECKING:
+    from authz.authorizer import Authorizer
+    from authz.core.model import Decision, Request
+    from authz.metrics import Metrics
+    from authz.pb.external_auth_pb2 import CheckRequest
+
+log = structlog.get_logger()
+
+
+class Check:
+    """envoy.service.auth.v3.Authorization/Check."""
+
+    def __init__(self, authorizer: Authorizer, metrics: Metrics) -> None:
+        self._authorizer = authorizer
+        self._metrics = metrics
+
+    async def __call__(self, message: CheckRequest, _context: object) -> bytes:
+        """Answer one CheckRequest with a serialised CheckResponse."""
+        started = time.perf_counter()
+        request = request_of(message)
+        decision = await self._decide(request)
+        if isinstance(decision, Deny):
+            self._report(decision, request)
+        else:
+            self._metrics.checks.labels("ok").inc()
+        self._metrics.check_seconds.observe(time.perf_counter() - started)
+        return response_of(decision)
+
+    async def _decide(self, request: Request) -> Decision:
+        try:
+            return await self._authorizer.authorize(request)
+        except BackendError as error:
+            log.warning("undecided", error=repr(error), request_id=_id(request))
+        except Exception:
+            log.exception("undecided", request_id=_id(request))
+        return Deny(Reason.UNDECIDED)
+
+    def _report(self, deny: Deny, request: Request) -> None:
+        self._metrics.checks.labels(deny.code.code).inc()
+        log.info("denied", reason=deny.reason.value, request_id=_id(request))
+
+
+def _id(request: Request) -> str | None:
+    return request.headers.get("x-request-id")

@@ -1,0 +1,76 @@
+"""The gRPC server of one worker, on one unix socket."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+
+from authz.errors import ConfigError
+from authz.pb import external_auth_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from authz.edge.check import Check
+
+SERVICE = "envoy.service.auth.v3.Authorization"
+
+# A body of 16 MiB and the headers beside it.
+_MAX_MESSAGE_BYTES = 17 * 1024 * 1024
+_GRACE_S = 2.0
+# A path of a unix socket has 108 bytes, its end included (sys/un.h).
+_MAX_SOCKET_PATH = 107
+
+
+@asynccontextmanager
+async def serving(check: Check, socket: Path) -> AsyncIterator[None]:
+    """Serve Check and grpc.health.v1 until the block ends, then finish what runs."""
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+            ("grpc.so_reuseport", 0),
+        ]
+    )
+    server.add_generic_rpc_handlers((_handler(check),))
+    healthy = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    _bind(server, socket)
+    await server.start()
+    await healthy.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+    try:
+        yield
+    finally:
+        await healthy.enter_graceful_shutdown()
+        await server.stop(_GRACE_S)
+
+
+def _handler(check: Check) -> grpc.GenericRpcHandler:
+    return grpc.method_handlers_generic_handler(
+        SERVICE,
+        {
+            "Check": grpc.unary_unary_rpc_method_handler(
+                check,
+                request_deserializer=pb.CheckRequest.FromString,
+                # Check answers in bytes: verdicts are serialised once and kept.
+                response_serializer=None,
+            )
+        },
+    )
+
+
+def _bind(server: grpc.aio.Server, socket: Path) -> None:
+    if len(str(socket)) > _MAX_SOCKET_PATH:
+        msg = f"AUTHZ_LISTEN: the path of a socket there is too long: {socket}"
+        raise ConfigError(msg)
+    # A socket that a killed process left behind would keep the address taken.
+    socket.unlink(missing_ok=True)
+    try:
+        server.add_insecure_port(f"unix:{socket}")
+    except RuntimeError:
+        msg = f"AUTHZ_LISTEN: cannot listen at {socket}"
+        raise ConfigError(msg) from None

@@ -1,0 +1,100 @@
+"""Between Envoy's messages and the core's values. Pure.
+
+Verdicts are serialised once per distinct one and kept: the request id in a
+client's answer is Envoy's work, so nothing in them differs between requests.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from authz.core.model import Allow, Code, Request
+from authz.pb import external_auth_pb2 as pb
+
+if TYPE_CHECKING:
+    from authz.core.model import Decision, Deny
+
+CREDENTIAL_HEADERS = ("authorization", "x-api-key")
+RETRY_AFTER_S = 1
+
+# google.rpc.Code; Envoy only asks whether it is zero.
+_OK = 0
+_PERMISSION_DENIED = 7
+
+_CHALLENGE = 'Bearer realm="api"'
+_SERVER_ERROR = 500
+
+
+def request_of(message: pb.CheckRequest) -> Request:
+    """Read a CheckRequest; what it lacks is empty and is denied as such."""
+    http = message.attributes.request.http
+    return Request(
+        method=http.method,
+        path=http.path,
+        headers=dict(http.headers),
+        body=http.raw_body,
+        headers_only=message.attributes.context_extensions.get("phase") == "headers",
+    )
+
+
+def response_of(decision: Decision) -> bytes:
+    """Return the serialised CheckResponse of a verdict."""
+    if isinstance(decision, Allow):
+        return _allowed(
+            decision.key.id,
+            decision.key.owner,
+            decision.endpoint,
+            decision.model,
+            decision.final,
+        )
+    return _denied(decision)
+
+
+@lru_cache(maxsize=4096)
+def _allowed(
+    key_id: str, owner: str, endpoint: str, model: str | None, final: bool
+) -> bytes:
+    response = pb.CheckResponse(status=pb.RpcStatus(code=_OK))
+    response.ok_response.SetInParent()
+    if final:
+        response.ok_response.headers_to_remove.extend(CREDENTIAL_HEADERS)
+    metadata = {"key_id": key_id, "owner": owner, "endpoint": endpoint}
+    if model is not None:
+        metadata["model"] = model
+    response.dynamic_metadata.update(metadata)
+    return response.SerializeToString()
+
+
+@lru_cache(maxsize=1024)
+def _denied(deny: Deny) -> bytes:
+    code = deny.code
+    response = pb.CheckResponse(
+        status=pb.RpcStatus(code=_PERMISSION_DENIED),
+        denied_response=pb.DeniedHttpResponse(
+            status=pb.HttpStatus(code=code.status),
+            headers=[
+                pb.HeaderValueOption(header=pb.HeaderValue(key=key, value=value))
+                for key, value in _headers(deny).items()
+            ],
+        ),
+    )
+    response.dynamic_metadata.update(
+        {"code": code.code, "message": code.message, "reason": deny.reason.value}
+    )
+    return response.SerializeToString()
+
+
+def _headers(deny: Deny) -> dict[str, str]:
+    headers = {}
+    if deny.code.status < _SERVER_ERROR:
+        headers["x-should-retry"] = "false"
+    if deny.code is Code.UNAUTHORIZED:
+        headers["www-authenticate"] = _CHALLENGE
+    if deny.code is Code.ENDPOINT_NOT_ALLOWED:
+        headers["www-authenticate"] = f'{_CHALLENGE}, error="insufficient_scope"'
+    if deny.code is Code.METHOD_NOT_ALLOWED:
+        headers["allow"] = ", ".join(deny.methods)
+    if deny.code is Code.UNAVAILABLE:
+        headers["retry-after"] = str(RETRY_AFTER_S)
+    return headers

@@ -1,0 +1,251 @@
+-- What only the data path can see: the request id and the query on the way in,
+-- the model server's errors on the way out. No policy: authz decides.
+-- Rule: whatever fails in here, no byte that may be an error of the model
+-- server leaves.
+
+local BODY = '{"error":{"code":"%s","message":"%s","request_id":"%s"}}\n'
+
+-- What the client is told instead of the model server's status and words.
+local FAILED = { status = "502", code = "upstream_error", message = "The model server failed." }
+local REPLIES = {
+  ["400"] = { status = "400", code = "invalid_request", message = "The request is not valid." },
+  ["404"] = { status = "404", code = "model_not_found", message = "The model is not available." },
+  ["503"] = {
+    status = "503",
+    code = "unavailable",
+    message = "The service is temporarily unavailable.",
+    retry_after = "1",
+  },
+}
+
+-- Clients act on two kinds of 400, so these are told apart, in our words.
+local NO_FEATURE = "The model does not support %s."
+local TOO_LONG = "The input exceeds the model's context length."
+local FEATURES = {
+  tools = "tools",
+  thinking = "thinking",
+  image = "images",
+  images = "images",
+  vision = "images",
+  embedding = "embeddings",
+  embeddings = "embeddings",
+  generate = "generation",
+  generation = "generation",
+  completion = "generation",
+  chat = "generation",
+}
+
+-- How an error line begins in a stream, and what stands in its place.
+local ERROR_LINE = '{"error":"The model server failed."}'
+local STREAMS = {
+  ["application/x-ndjson"] = {
+    marks = { '{"error":', '{"StatusCode":' },
+    replacement = ERROR_LINE,
+    longest = #'{"StatusCode":',
+  },
+  ["text/event-stream"] = {
+    marks = { 'data: {"error":', 'data: {"StatusCode":' },
+    replacement = "data: " .. ERROR_LINE,
+    longest = #'data: {"StatusCode":',
+  },
+}
+
+-- Request ----------------------------------------------------------------
+
+function envoy_on_request(handle)
+  local headers = handle:headers()
+  local metadata = handle:streamInfo():dynamicMetadata()
+  -- Only an id that needs no escaping anywhere; without, the connection's is used.
+  local id = headers:get("x-request-id")
+  if id and #id <= 128 and id:find("^[%w._-]+$") then
+    metadata:set("gateway", "request_id", id)
+  end
+  if headers:get(":method") == "HEAD" then
+    metadata:set("gateway", "head", true)
+  end
+  local path = headers:get(":path")
+  local query = path and path:find("?", 1, true)
+  if query then
+    headers:replace(":path", path:sub(1, query - 1))
+  end
+end
+
+-- Whether the response must stay without a body.
+local function to_head(handle)
+  local request = handle:streamInfo():dynamicMetadata():get("gateway")
+  return request and request.head
+end
+
+-- Upstream errors --------------------------------------------------------
+
+-- code, message for a 400 of the model server that said `text`.
+local function explain(text)
+  text = text:lower()
+  local feature = FEATURES[text:match("does not support (%a+)")]
+  if feature then
+    return "feature_not_supported", NO_FEATURE:format(feature)
+  end
+  if text:find("exceeds.*context") or text:find("longer than the context", 1, true) then
+    return "context_too_long", TOO_LONG
+  end
+  return REPLIES["400"].code, REPLIES["400"].message
+end
+
+-- Nothing of the model server's headers stays; returns the request id.
+local function replace_headers(headers, reply)
+  local id = headers:get("x-request-id")
+  local names = {}
+  for name in pairs(headers) do
+    names[#names + 1] = name
+  end
+  for _, name in ipairs(names) do
+    if name:sub(1, 1) ~= ":" then
+      headers:remove(name)
+    end
+  end
+  headers:replace(":status", reply.status)
+  headers:replace("content-type", "application/json")
+  headers:replace("x-request-id", id)
+  headers:replace("request-id", id)
+  if reply.status:sub(1, 1) == "4" then
+    headers:replace("x-should-retry", "false")
+  end
+  if reply.retry_after then
+    headers:replace("retry-after", reply.retry_after)
+  end
+  return id
+end
+
+local function replace_error(handle, status)
+  local reply = REPLIES[status] or FAILED
+  local headers, head = handle:headers(), to_head(handle)
+  local id = replace_headers(headers, reply)
+  local code, message = reply.code, reply.message
+  if head then
+    headers:replace("content-length", tostring(#BODY:format(code, message, id)))
+    return
+  end
+  local body = handle:body(true) -- after it, headers cannot be changed any more
+  if status == "400" then
+    code, message = explain(body:getBytes(0, body:length()))
+  end
+  body:setBytes(BODY:format(code, message, id))
+end
+
+-- Streams ----------------------------------------------------------------
+
+-- Where the first error line begins in `text`: at the newline before it.
+local function find_error(stream, text)
+  local first = text:find("\n" .. stream.marks[1], 1, true)
+  local second = text:find("\n" .. stream.marks[2], 1, true)
+  return first and second and math.min(first, second) or first or second
+end
+
+-- The unfinished last line if it may still become an error line ("" if nothing
+-- of it is there yet); nil in the middle of a harmless line.
+local function undecided(stream, text)
+  local line = text:sub(-stream.longest):match("\n([^\n]*)$")
+  for _, mark in ipairs(stream.marks) do
+    if line and mark:sub(1, #line) == line then
+      return line
+    end
+  end
+end
+
+-- Puts into `out` what is harmless, and the replacement of the first error line.
+-- Returns what follows the beginning of that line, or nil if there is none.
+local function pass(stream, text, out)
+  local from = 1
+  if stream.held then
+    text, from = "\n" .. stream.held .. text, 2 -- this newline is not to be sent
+  end
+  local start = find_error(stream, text)
+  if start then
+    out[#out + 1] = text:sub(from, start) .. stream.replacement
+    stream.held, stream.skipping = nil, true
+    return text:sub(start + 1)
+  end
+  stream.held = undecided(stream, text)
+  out[#out + 1] = text:sub(from, -1 - #(stream.held or ""))
+end
+
+-- Drops the rest of an error line. Returns what follows it, or nil if it goes on.
+local function skip(stream, text, out)
+  local newline = text:find("\n", 1, true)
+  if newline then
+    out[#out + 1] = "\n"
+    stream.held, stream.skipping = "", false
+    return text:sub(newline + 1)
+  end
+end
+
+-- Replaces the error lines of one chunk; returns the text that is sent for it.
+local function scrub(stream, chunk)
+  local text = chunk:getBytes(0, chunk:length())
+  local rest, out = text, {}
+  repeat
+    rest = (stream.skipping and skip or pass)(stream, rest, out)
+  until not rest
+  local clean = table.concat(out)
+  if clean ~= text then
+    chunk:setBytes(clean)
+  end
+  return clean
+end
+
+local function scrub_stream(handle, form)
+  local stream = setmetatable({ held = "", skipping = false }, { __index = form })
+  local last, ok, sent
+  for chunk in handle:bodyChunks() do
+    if ok ~= false then
+      ok, sent = pcall(scrub, stream, chunk)
+    end
+    if not ok then
+      chunk:setBytes("")
+    end
+    last = chunk
+  end
+  if ok and stream.held and stream.held ~= "" then
+    last:setBytes(sent .. stream.held)
+  end
+end
+
+-- gRPC -------------------------------------------------------------------
+
+-- Envoy answers a request with a gRPC content type by 200 and our body in a
+-- header; this turns it back into what everybody else gets.
+local function restore(handle, headers)
+  local head = to_head(handle)
+  local body = (headers:get("grpc-message") or ""):gsub("%%(%x%x)", function(hex)
+    return string.char(tonumber(hex, 16))
+  end)
+  headers:replace(":status", headers:get("x-gateway-status") or "200")
+  headers:replace("content-type", "application/json")
+  headers:remove("grpc-status")
+  headers:remove("grpc-message")
+  if not head then
+    handle:body(true):setBytes(body)
+  end
+end
+
+-- Response ---------------------------------------------------------------
+
+function envoy_on_response(handle)
+  local headers = handle:headers()
+  local status = headers:get(":status")
+  if not headers:get("x-envoy-upstream-service-time") then
+    if headers:get("grpc-status") then
+      restore(handle, headers)
+    end
+  elseif status:sub(1, 1) ~= "2" then
+    if not pcall(replace_error, handle, status) then
+      handle:body(true):setBytes("")
+    end
+  else
+    local form = STREAMS[(headers:get("content-type") or ""):lower():match("^[^; ]*")]
+    if form then
+      headers:remove("content-length")
+      scrub_stream(handle, form)
+    end
+  end
+end
