@@ -212,18 +212,46 @@ end
 
 -- gRPC -------------------------------------------------------------------
 
+-- The status of each code of the error table that is no 500.
+local STATUSES = {
+  invalid_request = "400",
+  feature_not_supported = "400",
+  context_too_long = "400",
+  unauthorized = "401",
+  endpoint_not_allowed = "403",
+  model_not_allowed = "403",
+  parameter_not_allowed = "403",
+  not_found = "404",
+  model_not_found = "404",
+  method_not_allowed = "405",
+  request_timeout = "408",
+  payload_too_large = "413",
+  unsupported_encoding = "415",
+  upgrade_required = "426",
+  rate_limited = "429",
+  budget_exceeded = "429",
+  headers_too_large = "431",
+  upstream_error = "502",
+  unavailable = "503",
+  upstream_timeout = "504",
+}
+
 -- Envoy answers a request with a gRPC content type by 200 and our body in a
--- header; this turns it back into what everybody else gets.
+-- header; this turns it back into what everybody else gets. In answer to a HEAD
+-- there is no such header, and the status stays unknown.
 local function restore(handle, headers)
-  local head = to_head(handle)
-  local body = (headers:get("grpc-message") or ""):gsub("%%(%x%x)", function(hex)
+  local message = headers:get("grpc-message")
+  local body = (message or ""):gsub("%%(%x%x)", function(hex)
     return string.char(tonumber(hex, 16))
   end)
-  headers:replace(":status", headers:get("x-gateway-status") or "200")
-  headers:replace("content-type", "application/json")
+  local code = body:match('^{"error":{"code":"([%l_]+)"')
   headers:remove("grpc-status")
   headers:remove("grpc-message")
-  if not head then
+  headers:replace("content-type", "application/json")
+  if code or not message then
+    headers:replace(":status", STATUSES[code or "invalid_request"] or "500")
+  end
+  if message then
     handle:body(true):setBytes(body)
   end
 end

@@ -1,0 +1,105 @@
+"""Keys: their shape, their checksum and the headers that may carry them."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from authz.core.credential import (
+    ALPHABET,
+    Credential,
+    digest,
+    mint,
+    read_credential,
+)
+from authz.core.model import Deny, Reason
+
+KEY = mint(bytes(range(32)))
+OTHER_KEY = mint(bytes(32))
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_a_minted_key_is_the_mark_43_digits_and_a_crc32_in_base_62(
+    entropy: bytes,
+) -> None:
+    key = mint(entropy)
+    number = 0
+    for digit in key[3:46]:
+        number = number * 62 + ALPHABET.index(digit)
+    checksum = 0
+    for digit in key[46:]:
+        checksum = checksum * 62 + ALPHABET.index(digit)
+    assert key.startswith("nz_")
+    assert len(key) == 52
+    assert number.to_bytes(32) == entropy
+    assert checksum == zlib.crc32(key[:46].encode())
+
+
+def test_a_known_key_never_changes() -> None:
+    assert KEY == "nz_003aUlTJC7tjlCTQj2uNU3MFagCXG9LRKRcwGkBIDlf3xlM6q"
+
+
+def test_a_key_is_stored_as_its_sha256() -> None:
+    assert digest(KEY) == hashlib.sha256(KEY.encode()).digest()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": f"Bearer {KEY}"},
+        {"authorization": f"bearer {KEY}"},
+        {"authorization": f"BEARER {KEY}"},
+        {"x-api-key": KEY},
+        {"authorization": f"Bearer {KEY}", "x-api-key": KEY},
+        {"authorization": f"Bearer {KEY}", "x-api-key": ""},
+    ],
+)
+def test_a_key_is_found_where_clients_put_it(headers: dict[str, str]) -> None:
+    assert read_credential(headers) == Credential(digest(KEY))
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-api-key": ""}, {"cookie": KEY}])
+def test_no_credential_is_denied_as_missing(headers: dict[str, str]) -> None:
+    assert read_credential(headers) == Deny(Reason.CREDENTIAL_MISSING)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": KEY},
+        {"authorization": ""},
+        {"authorization": "Bearer"},
+        {"authorization": "Bearer "},
+        {"authorization": f"Bearer  {KEY}"},
+        {"authorization": f"Bearer {KEY} "},
+        {"authorization": f"Bearer {KEY},Bearer {KEY}"},
+        {"authorization": f"Bearer {KEY}\n"},
+        {"authorization": f"Basic {KEY}"},
+        {"authorization": "NotBearer foo"},
+        {"authorization": f"NotBearer {KEY}", "x-api-key": KEY},
+        {"authorization": "", "x-api-key": KEY},
+        {"authorization": f"Bearer {KEY}", "x-api-key": OTHER_KEY},
+        {"x-api-key": f"{KEY},{KEY}"},
+        {"x-api-key": f"Bearer {KEY}"},
+        {"x-api-key": "nz_doesnotexistxxxxxxxxxxxxxxxxxxxxxxxxxx"},
+        {"x-api-key": KEY[:-1] + ("0" if KEY[-1] != "0" else "1")},
+        {"x-api-key": KEY.replace("0", "\u0660", 1)},
+        {"x-api-key": "!" * 8192},
+    ],
+)
+def test_anything_else_is_malformed(headers: dict[str, str]) -> None:
+    assert read_credential(headers) == Deny(Reason.CREDENTIAL_MALFORMED)
+
+
+@given(st.text(max_size=80))
+def test_no_text_makes_the_reader_raise(text: str) -> None:
+    headers = {"authorization": text, "x-api-key": text}
+    assert isinstance(read_credential(headers), Deny)
+
+
+def test_nothing_that_is_kept_of_a_key_can_print_it() -> None:
+    assert KEY not in repr(read_credential({"x-api-key": KEY}))
