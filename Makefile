@@ -1,0 +1,52 @@
+# Needs Linux x86-64, Python 3.11 or later with venv, and make. Nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help up test lint bench protos pins setup clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: $(VENV)/local ## Start the whole gateway on embedded parts, in the foreground
+	@exec $(BIN)/authz up
+
+test: lint ## Run lint, types, import layers and all tests on real parts
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev ## Check style, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/dev ## Measure the gateway against a server that does nothing
+	$(BIN)/python -m benchmarks
+
+protos: $(VENV)/dev ## Generate authz/pb from protos
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. protos/authz/pb/*.proto
+
+pins: $(VENV)/dev ## Pin the newest allowed versions, with hashes, in requirements
+	$(call pin,service,)
+	$(call pin,local,--extra local --group build -c requirements/service.txt)
+	$(call pin,dev,--extra local --group build --group dev -c requirements/local.txt)
+
+setup: $(VENV)/dev ## Create .venv with everything that work on the project needs
+
+clean: ## Remove .venv and caches; keeps the data of `make up` in .authz
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+define pin
+$(BIN)/uv pip compile pyproject.toml $(2) -o requirements/$(1).txt --upgrade --universal \
+  --python-version 3.11 --generate-hashes --no-emit-index-url --quiet \
+  --custom-compile-command 'make pins'
+endef
+
+# A stamp a set of pins, so that `make up` installs no tools of developers.
+$(VENV)/%: requirements/%.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --require-hashes -r $<
+	$(PIP) install --no-deps --no-build-isolation -e .
+	touch $@

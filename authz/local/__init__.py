@@ -1,0 +1,1 @@
+"""The embedded stack behind `authz up`: a development tool, never a deployment."""
