@@ -5,17 +5,13 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from authz.errors import ConfigError
 from authz.log import Format, Level
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 _ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9.\-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>\d{1,5})")
 _DURATION = re.compile(r"(?P<number>[1-9]\d{0,5})(?P<unit>[smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -55,7 +51,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="AUTHZ_", frozen=True, extra="ignore")
 
-    database_url: SecretStr = Field(min_length=1)
+    database_url: SecretStr = SecretStr("")
     redis_url: SecretStr = SecretStr("")
     cache_secret: SecretStr = SecretStr("")
     listen: Path = Path("/run/authz")
@@ -69,19 +65,14 @@ class Settings(BaseSettings):
     log_format: Format = "json"
 
 
-def load_settings(written_by_up: Path | None = None) -> Settings:
-    """Read the environment; where it names no database, what `authz up` wrote.
+def load_settings(file: Path | None = None) -> Settings:
+    """Read the environment, then a file of lines NAME=value for what it lacks.
 
     Raises ConfigError naming the first wrong variable.
     """
     try:
-        return Settings(_env_file=written_by_up)
+        return Settings(_env_file=file)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         msg = f"AUTHZ_{str(first['loc'][0]).upper()}: {first['msg']}"
         raise ConfigError(msg) from None
-
-
-def names_database(environment: Mapping[str, str]) -> bool:
-    """Tell whether the environment says which database to use."""
-    return bool(environment.get("AUTHZ_DATABASE_URL"))

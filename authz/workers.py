@@ -31,7 +31,7 @@ _GRACE_S = 5.0
 
 async def serve(settings: Settings) -> None:
     """Run `authz serve` until SIGTERM or SIGINT. Raises ConfigError, SchemaError."""
-    stop = _stop_on_signals()
+    stop = stop_on_signals()
     if settings.workers == 1:
         registry = new_registry()
         with probes(*_where(settings, registry)):
@@ -42,7 +42,7 @@ async def serve(settings: Settings) -> None:
 
 async def serve_as_child(settings: Settings, worker: int) -> None:
     """Run one of several workers; it ends with its supervisor, however that ends."""
-    stop = _stop_on_signals()
+    stop = stop_on_signals()
     # The supervisor never writes: readable means that it has closed the pipe.
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), stop.set)
     await run_worker(settings, worker, Metrics(CollectorRegistry()), stop)
@@ -100,7 +100,8 @@ async def _end(children: list[Process]) -> None:
             await child.wait()
 
 
-def _stop_on_signals() -> asyncio.Event:
+def stop_on_signals() -> asyncio.Event:
+    """Return an event that SIGTERM or SIGINT sets."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

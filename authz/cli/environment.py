@@ -12,7 +12,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import click
 
-from authz.config import load_settings, names_database
+from authz.config import load_settings
+from authz.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -44,10 +45,14 @@ def data_dir_option(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def settings_for(data_dir: Path) -> Settings:
-    """Load settings; if they are those of `authz up`, say which database it is."""
+    """Load settings that name a database; say which, if `authz up` runs it."""
+    settings = load_settings()
+    if settings.database_url.get_secret_value():
+        return settings
     written_by_up = data_dir / "env"
-    if names_database(os.environ) or not _is_ours(written_by_up):
-        return load_settings()
+    if not _is_ours(written_by_up):
+        msg = f"AUTHZ_DATABASE_URL is not set, and no authz up runs in {data_dir}"
+        raise ConfigError(msg)
     settings = load_settings(written_by_up)
     url = settings.database_url.get_secret_value()
     click.echo(f"database: {_without_secrets(url)} ({written_by_up})", err=True)

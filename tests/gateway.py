@@ -1,0 +1,156 @@
+"""A whole gateway for tests: real Envoy, PostgreSQL and Redis, a stand-in behind."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from authz.adapters.postgres import connected
+from authz.adapters.postgres_keys import PostgresKeyWriter
+from authz.core.allowlist import canonical_pattern
+from authz.issuing import issue
+from authz.local.envoy import Places
+from authz.local.process import private_directory
+from authz.local.stack import (
+    free_port,
+    listening_port,
+    running_authz,
+    running_envoy,
+    running_standin,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from authz.local.process import Child
+
+
+@dataclass
+class Standin:
+    """The recorder behind the gateway, reached around Envoy."""
+
+    client: httpx.AsyncClient
+
+    async def received(self) -> list[dict[str, Any]]:
+        """Return what it got since the last reset, oldest first."""
+        answer = await self.client.get("/_standin/requests")
+        return list(answer.json())
+
+    async def behave(self, **behaviour: object) -> None:
+        """Tell it how to answer from now on."""
+        answer = await self.client.put("/_standin/behaviour", json=behaviour)
+        answer.raise_for_status()
+
+    async def reset(self) -> None:
+        """Forget what it got and behave again."""
+        await self.client.delete("/_standin/behaviour")
+        await self.client.delete("/_standin/requests")
+
+
+@dataclass
+class Gateway:
+    """A running gateway and what a test may do to it."""
+
+    port: int
+    database_url: str
+    redis_url: str
+    metrics_port: int
+    run: Path
+    logs: Path
+    authz: Child
+    envoy: Child
+    standin: Standin
+    issued: int = field(default=0)
+
+    @property
+    def url(self) -> str:
+        """Where clients call."""
+        return f"http://127.0.0.1:{self.port}"
+
+    async def new_key(
+        self,
+        models: str = "*",
+        *,
+        scopes: Sequence[str] = ("inference", "read"),
+        expires_at: datetime | None = None,
+    ) -> str:
+        """Issue a key and return the raw one."""
+        self.issued += 1
+        patterns = [canonical_pattern(pattern) or "" for pattern in models.split(",")]
+        new, raw_key = issue(
+            f"key {self.issued}",
+            owner="tests",
+            models=patterns,
+            scopes=scopes,
+            expires_at=expires_at,
+        )
+        async with connected(self.database_url) as connection:
+            await PostgresKeyWriter(connection).create(new)
+        return raw_key
+
+    async def revoke(self, raw_key: str) -> None:
+        """Revoke the key that was issued last under this secret."""
+        async with connected(self.database_url) as connection:
+            keys = PostgresKeyWriter(connection)
+            records = [r for r in await keys.list() if raw_key.startswith(r.prefix)]
+            await keys.revoke(str(records[-1].id))
+
+
+@asynccontextmanager
+async def running_test_gateway(
+    database_url: str,
+    redis_url: str,
+    logs: Path,
+    settings: Mapping[str, str] | None = None,
+) -> AsyncIterator[Gateway]:
+    """Run a gateway on given stores until the block ends."""
+    async with AsyncExitStack() as stack:
+        run = stack.enter_context(private_directory("authz-test-"))
+        socket = run / "standin.sock"
+        await stack.enter_async_context(
+            running_standin(socket, log=logs / "standin.log")
+        )
+        metrics_port = free_port()
+        authz = await stack.enter_async_context(
+            running_authz(
+                {
+                    "AUTHZ_DATABASE_URL": database_url,
+                    "AUTHZ_REDIS_URL": redis_url,
+                    "AUTHZ_CACHE_SECRET": "a secret of the tests",
+                    "AUTHZ_LISTEN": str(run),
+                    **(settings or {}),
+                },
+                ("127.0.0.1", metrics_port),
+                log=logs / "authz.log",
+            )
+        )
+        places = Places(
+            directory=run / "envoy",
+            run=run,
+            listen=("127.0.0.1", 0),
+            metrics=("127.0.0.1", 0),
+            upstream=socket,
+        )
+        envoy = await stack.enter_async_context(
+            running_envoy(places, log=logs / "envoy.log")
+        )
+        transport = httpx.AsyncHTTPTransport(uds=str(socket))
+        client = await stack.enter_async_context(
+            httpx.AsyncClient(transport=transport, base_url="http://standin")
+        )
+        yield Gateway(
+            port=await listening_port(places),
+            database_url=database_url,
+            redis_url=redis_url,
+            metrics_port=metrics_port,
+            run=run,
+            logs=logs,
+            authz=authz,
+            envoy=envoy,
+            standin=Standin(client),
+        )

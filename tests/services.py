@@ -1,0 +1,99 @@
+"""Real PostgreSQL and Redis for tests: given, in containers, or embedded."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
+
+import asyncpg
+from testcontainers.community.postgres import PostgresContainer
+from testcontainers.community.redis import RedisContainer
+
+from authz.adapters import postgres_schema
+from authz.adapters.postgres import connected
+from authz.local.postgres import embedded_postgres
+from authz.local.redis import embedded_redis
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Databases:
+    """A server on which every test gets a database of its own, migrated."""
+
+    url: str
+    template: str
+
+    @asynccontextmanager
+    async def fresh(self) -> AsyncIterator[str]:
+        """Yield the URL of a new database; it is dropped after the block."""
+        async with _database(self.url, template=self.template) as url:
+            yield url
+
+
+@asynccontextmanager
+async def databases(directory: Path) -> AsyncIterator[Databases]:
+    """Start or find PostgreSQL and prepare the template."""
+    async with _postgres(directory) as url, _database(url) as template_url:
+        async with connected(template_url) as connection:
+            await postgres_schema.migrate(connection)
+        yield Databases(url, urlsplit(template_url).path[1:])
+
+
+@asynccontextmanager
+async def redis_server(directory: Path) -> AsyncIterator[str]:
+    """Start or find Redis and yield its URL."""
+    given = os.environ.get("AUTHZ_TEST_REDIS_URL")
+    if given:
+        yield given
+    elif _docker_answers():
+        with RedisContainer("redis:7.4-bookworm") as container:
+            host = container.get_container_host_ip()
+            yield f"redis://{host}:{container.get_exposed_port(6379)}/0"
+    else:
+        async with embedded_redis(directory) as url:
+            assert url is not None, "no Redis: neither given, nor Docker, nor a binary"
+            yield url
+
+
+@asynccontextmanager
+async def _postgres(directory: Path) -> AsyncIterator[str]:
+    given = os.environ.get("AUTHZ_TEST_DATABASE_URL")
+    if given:
+        yield given
+    elif _docker_answers():
+        with PostgresContainer("postgres:16.10-bookworm", driver=None) as container:
+            yield container.get_connection_url()
+    else:
+        async with embedded_postgres(directory, durable=False) as url:
+            yield url
+
+
+def _docker_answers() -> bool:
+    with socket.socket(socket.AF_UNIX) as engine:
+        try:
+            engine.connect("/var/run/docker.sock")
+        except OSError:
+            return "DOCKER_HOST" in os.environ
+    return True
+
+
+@asynccontextmanager
+async def _database(server: str, template: str = "template1") -> AsyncIterator[str]:
+    name = f"test_{uuid4().hex}"
+    connection = await asyncpg.connect(server)
+    try:
+        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        try:
+            yield urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
+        finally:
+            await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        await connection.close()
