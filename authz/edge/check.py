@@ -27,7 +27,7 @@ class Check:
         self._authorizer = authorizer
         self._metrics = metrics
 
-    async def __call__(self, message: CheckRequest, _context: object) -> bytes:
+    async def answer(self, message: CheckRequest, _context: object) -> bytes:
         """Answer one CheckRequest with a serialised CheckResponse."""
         started = time.perf_counter()
         request = request_of(message)

@@ -54,7 +54,7 @@ def _handler(check: Check) -> grpc.GenericRpcHandler:
         SERVICE,
         {
             "Check": grpc.unary_unary_rpc_method_handler(
-                check,
+                check.answer,
                 request_deserializer=pb.CheckRequest.FromString,
                 # Check answers in bytes: verdicts are serialised once and kept.
                 response_serializer=None,
