@@ -262,10 +262,12 @@ function envoy_on_response(handle)
   local headers = handle:headers()
   local status = headers:get(":status")
   if not headers:get("x-envoy-upstream-service-time") then
+    -- Not from the model server: Envoy's or authz's, and ours already.
     if headers:get("grpc-status") then
       restore(handle, headers)
     end
-  elseif status:sub(1, 1) ~= "2" then
+  elseif status:sub(1, 1) ~= "2" or headers:get("content-encoding") then
+    -- What is encoded we cannot read, and did not ask for.
     if not pcall(replace_error, handle, status) then
       handle:body(true):setBytes("")
     end

@@ -32,9 +32,10 @@ class Databases:
     template: str
 
     @asynccontextmanager
-    async def fresh(self) -> AsyncIterator[str]:
+    async def fresh(self, *, migrated: bool = True) -> AsyncIterator[str]:
         """Yield the URL of a new database; it is dropped after the block."""
-        async with _database(self.url, template=self.template) as url:
+        template = self.template if migrated else "template1"
+        async with _database(self.url, template) as url:
             yield url
 
 

@@ -25,7 +25,8 @@ def translated_errors() -> Iterator[None]:
     try:
         yield
     except _ERRORS as error:
-        raise StoreUnavailable(type(error).__name__) from error
+        msg = f"the database does not answer: {type(error).__name__}"
+        raise StoreUnavailable(msg) from error
 
 
 @asynccontextmanager

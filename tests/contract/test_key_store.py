@@ -1,0 +1,132 @@
+"""One suite for the fake and the real key store, so that the fake stays honest."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from authz.adapters.postgres import connected, pooled
+from authz.adapters.postgres_keys import PostgresKeys, PostgresKeyWriter
+from authz.core.model import Scope
+from authz.errors import Refused
+from authz.issuing import issue
+from tests.fakes import MemoryKeys
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from authz.ports import KeyReader, KeyWriter, NewKey
+
+LLAMA = "registry.ollama.ai/library/llama3.1:latest"
+
+
+@dataclass
+class Store:
+    reader: KeyReader
+    writer: KeyWriter
+
+
+@pytest.fixture(params=["memory", "postgres"])
+async def store(
+    request: pytest.FixtureRequest, database_url: str
+) -> AsyncIterator[Store]:
+    if request.param == "memory":
+        memory = MemoryKeys()
+        yield Store(memory, memory)
+        return
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(pooled(database_url))
+        connection = await stack.enter_async_context(connected(database_url))
+        yield Store(PostgresKeys(pool), PostgresKeyWriter(connection))
+
+
+def new_key(name: str = "ci", expires_at: datetime | None = None) -> NewKey:
+    new, _ = issue(
+        name,
+        owner="platform",
+        models=[LLAMA],
+        scopes=["inference"],
+        expires_at=expires_at,
+    )
+    return new
+
+
+async def test_a_created_key_is_found_by_its_digest(store: Store) -> None:
+    new = new_key(expires_at=datetime.now(UTC) + timedelta(days=1))
+    await store.writer.create(new)
+    key = await store.reader.find(new.digest)
+    assert key is not None
+    assert (key.id, key.name, key.owner) == (str(new.id), "ci", "platform")
+    assert key.models.patterns == (LLAMA,)
+    assert key.scopes == frozenset({Scope.INFERENCE})
+    assert key.expires_at == new.expires_at
+    assert (key.disabled, key.revoked) == (False, False)
+
+
+async def test_an_unknown_digest_is_none(store: Store) -> None:
+    assert await store.reader.find(bytes(32)) is None
+
+
+async def test_a_revoked_key_is_found_as_revoked_with_a_higher_version(
+    store: Store,
+) -> None:
+    new = new_key()
+    await store.writer.create(new)
+    before = await store.reader.find(new.digest)
+    await store.writer.revoke("ci")
+    after = await store.reader.find(new.digest)
+    assert before is not None
+    assert after is not None
+    assert after.revoked
+    assert after.version > before.version
+
+
+async def test_revoking_again_changes_nothing(store: Store) -> None:
+    new = new_key()
+    await store.writer.create(new)
+    once = await store.writer.revoke(str(new.id))
+    assert once.revoked_at is not None
+    assert await store.writer.revoke(str(new.id)) == once
+
+
+async def test_a_key_is_shown_by_id_or_name(store: Store) -> None:
+    new = new_key()
+    record = await store.writer.create(new)
+    assert record.prefix == new.prefix
+    assert await store.writer.show("ci") == record
+    assert await store.writer.show(str(new.id)) == record
+
+
+@pytest.mark.parametrize("wanted", ["nobody", "6ba7b810-9dad-11d1-80b4-00c04fd430c8"])
+async def test_a_key_that_is_not_there_is_refused(store: Store, wanted: str) -> None:
+    with pytest.raises(Refused):
+        await store.writer.show(wanted)
+    with pytest.raises(Refused):
+        await store.writer.revoke(wanted)
+
+
+async def test_a_name_is_given_once_until_its_key_is_revoked(store: Store) -> None:
+    await store.writer.create(new_key())
+    with pytest.raises(Refused):
+        await store.writer.create(new_key())
+    await store.writer.revoke("ci")
+    second = await store.writer.create(new_key())
+    assert await store.writer.show("ci") == second
+
+
+async def test_a_name_that_several_revoked_keys_had_is_ambiguous(store: Store) -> None:
+    for _ in range(2):
+        await store.writer.create(new_key())
+        await store.writer.revoke("ci")
+    with pytest.raises(Refused):
+        await store.writer.show("ci")
+
+
+async def test_keys_are_listed_oldest_first(store: Store) -> None:
+    for name in ("b", "a"):
+        await store.writer.create(new_key(name))
+    assert [record.name for record in await store.writer.list()] == ["b", "a"]

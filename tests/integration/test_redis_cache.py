@@ -1,0 +1,148 @@
+"""Keys in Redis: genuine or not there, newest version only, never in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from redis.asyncio import Redis
+
+from authz.adapters.redis_cache import RedisKeyCache
+from authz.core.allowlist import Allowlist
+from authz.core.model import Key, Scope
+from authz.errors import CacheUnavailable
+from authz.ports import Verified
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+KEY = Key(
+    id="6ba7b810-9dad-11d1-80b4-00c04fd430c8",
+    name="n",
+    owner="o",
+    models=Allowlist(("a/b/c:*", "a/b/d:e")),
+    scopes=frozenset({Scope.READ, Scope.INFERENCE}),
+    expires_at=datetime(2030, 1, 1, tzinfo=UTC),
+    disabled=False,
+    revoked=False,
+    version=5,
+)
+VERIFIED = Verified(KEY, datetime(2026, 1, 1, 12, 30, 0, 123456, tzinfo=UTC))
+LIFETIME = timedelta(minutes=5)
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    async with Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def cache(redis: Redis) -> RedisKeyCache:
+    return RedisKeyCache(redis, b"secret", LIFETIME)
+
+
+@pytest.fixture
+def digest() -> bytes:
+    return secrets.token_bytes(32)
+
+
+@pytest.mark.parametrize(
+    "key", [KEY, replace(KEY, expires_at=None, revoked=True, disabled=True)]
+)
+async def test_what_is_put_is_got(
+    cache: RedisKeyCache, digest: bytes, key: Key
+) -> None:
+    verified = replace(VERIFIED, key=key)
+    await cache.put(digest, verified)
+    assert await cache.get(digest) == verified
+
+
+async def test_what_is_dropped_is_gone(cache: RedisKeyCache, digest: bytes) -> None:
+    await cache.put(digest, VERIFIED)
+    await cache.drop(digest)
+    assert await cache.get(digest) is None
+
+
+async def test_an_older_version_never_replaces_a_newer_one(
+    cache: RedisKeyCache, digest: bytes
+) -> None:
+    await cache.put(digest, VERIFIED)
+    old = replace(VERIFIED, key=replace(KEY, version=4, owner="old"))
+    await cache.put(digest, old)
+    assert await cache.get(digest) == VERIFIED
+
+
+async def test_an_entry_ends_by_itself(
+    cache: RedisKeyCache, redis: Redis, digest: bytes
+) -> None:
+    await cache.put(digest, VERIFIED)
+    left_ms = await redis.pttl(entry_of(digest))
+    assert 0 < left_ms <= LIFETIME.total_seconds() * 1000
+
+
+async def test_a_record_made_with_another_secret_is_not_there(
+    cache: RedisKeyCache, redis: Redis, digest: bytes
+) -> None:
+    await RedisKeyCache(redis, b"forged", LIFETIME).put(digest, VERIFIED)
+    assert await cache.get(digest) is None
+
+
+async def test_a_record_moved_to_another_digest_is_not_there(
+    cache: RedisKeyCache, redis: Redis, digest: bytes
+) -> None:
+    other = secrets.token_bytes(32)
+    await cache.put(digest, VERIFIED)
+    record = await redis.hget(entry_of(digest), "record")
+    await redis.hset(entry_of(other), "record", record)
+    assert await cache.get(other) is None
+
+
+@pytest.mark.parametrize("record", [b"", b"{}", b"x" * 40, bytes(32) + b"{}"])
+async def test_junk_is_not_there(
+    cache: RedisKeyCache, redis: Redis, digest: bytes, record: bytes
+) -> None:
+    await redis.hset(entry_of(digest), "record", record)
+    assert await cache.get(digest) is None
+
+
+async def test_an_entry_of_another_kind_is_unavailable_not_a_crash(
+    cache: RedisKeyCache, redis: Redis, digest: bytes
+) -> None:
+    await redis.set(entry_of(digest), "text")
+    with pytest.raises(CacheUnavailable):
+        await cache.get(digest)
+
+
+async def test_a_redis_that_is_not_there_is_unavailable(
+    tmp_path: Path, digest: bytes
+) -> None:
+    async with Redis.from_url(f"unix://{tmp_path}/none.sock") as nobody:
+        cache = RedisKeyCache(nobody, b"secret", LIFETIME)
+        with pytest.raises(CacheUnavailable):
+            await cache.get(digest)
+
+
+async def test_a_redis_that_hangs_is_unavailable_within_its_time(
+    tmp_path: Path, digest: bytes
+) -> None:
+    async def hang(_reader: object, writer: asyncio.StreamWriter) -> None:
+        await released.wait()
+        writer.close()
+
+    released = asyncio.Event()
+    socket = tmp_path / "hung.sock"
+    async with await asyncio.start_unix_server(hang, socket):
+        async with Redis.from_url(f"unix://{socket}") as hung:
+            with pytest.raises(CacheUnavailable):
+                await RedisKeyCache(hung, b"secret", LIFETIME).get(digest)
+        released.set()
+
+
+def entry_of(digest: bytes) -> str:
+    return f"authz:key:1:{digest.hex()}"
