@@ -127,11 +127,15 @@ class _Start:
         database_url, redis_url = self.plan.database_url, self.plan.redis_url
         if not database_url:
             database_url = await self.stack.enter_async_context(
-                embedded_postgres(self.plan.data_dir / "postgres")
+                embedded_postgres(
+                    self.plan.data_dir / "postgres", started=self.children.append
+                )
             )
         if not redis_url:
             own = await self.stack.enter_async_context(
-                embedded_redis(self.plan.data_dir / "redis")
+                embedded_redis(
+                    self.plan.data_dir / "redis", started=self.children.append
+                )
             )
             redis_url = own or ""
         async with connected(database_url) as connection:

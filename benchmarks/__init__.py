@@ -1,0 +1,1 @@
+"""What the gateway costs: subjects under one load, behind the same listener.yaml."""

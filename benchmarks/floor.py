@@ -1,0 +1,36 @@
+"""The least that a Python authorization service can cost: it allows all, unread.
+
+Run as ``python -m benchmarks.floor SOCKET``. Whatever work is added here lowers
+the bar for the gateway, so nothing is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import grpc
+
+from authz.pb import external_auth_pb2 as pb
+
+_SERVICE = "envoy.service.auth.v3.Authorization"
+_OK = pb.CheckResponse(
+    status=pb.RpcStatus(code=0), ok_response=pb.OkHttpResponse()
+).SerializeToString()
+
+
+async def _allow(_message: bytes, _context: object) -> bytes:
+    return _OK
+
+
+async def _serve(socket: str) -> None:
+    server = grpc.aio.server()
+    check = grpc.unary_unary_rpc_method_handler(_allow)
+    server.add_registered_method_handlers(_SERVICE, {"Check": check})
+    server.add_insecure_port(f"unix:{socket}")
+    await server.start()
+    await server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(sys.argv[1]))

@@ -1,0 +1,167 @@
+"""The commands as people and scripts use them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from authz.adapters.postgres import connected
+from tests.programs import Ended, authz
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    Run = Callable[..., Awaitable[Ended]]
+
+LLAMA = "registry.ollama.ai/library/llama3.1:latest"
+
+
+@pytest.fixture
+def run(tmp_path: Path, database_url: str) -> Run:
+    env = {"AUTHZ_DATABASE_URL": database_url}
+    return lambda *words, **more: authz(*words, cwd=tmp_path, env={**env, **more})
+
+
+async def test_a_created_key_is_printed_once_and_stored_as_a_digest(
+    run: Run, database_url: str
+) -> None:
+    options = ("--name", "ci", "--owner", "a team", "--models", "Llama3.1")
+    created = json.loads((await run("keys", "create", *options, "--json")).out)
+    assert set(created) >= {"id", "name", "owner", "key", "prefix", "models"}
+    assert created["models"] == [LLAMA]
+    assert created["scopes"] == ["inference", "read"]
+    assert created["expires_at"] is None
+    assert created["key"].startswith(created["prefix"])
+    shown = await run("keys", "show", "ci", "--json")
+    assert "key" not in json.loads(shown.out)
+    async with connected(database_url) as connection:
+        digest = await connection.fetchval("SELECT digest FROM secrets")
+        dump = str(await connection.fetch("SELECT * FROM keys, secrets"))
+    assert digest == hashlib.sha256(created["key"].encode()).digest()
+    assert created["key"][11:] not in dump
+
+
+async def test_people_get_a_table_and_the_key(run: Run) -> None:
+    created = await run("keys", "create", "--name", "ci", "--models", "*")
+    assert re.search(r"^nz_[0-9A-Za-z]{49}$", created.out, re.MULTILINE)
+    listed = await run("keys", "list")
+    assert re.search(r"^ID +NAME .*\n[0-9a-f-]{36} +ci ", listed.out)
+
+
+async def test_a_revoked_key_is_listed_as_such(run: Run) -> None:
+    await run("keys", "create", "--name", "ci", "--models", "*")
+    revoked = json.loads((await run("keys", "revoke", "ci", "--json")).out)
+    (listed,) = json.loads((await run("keys", "list", "--json")).out)
+    assert revoked == listed
+    assert listed["state"] == "revoked"
+
+
+async def test_an_expiry_is_a_duration_or_a_date(run: Run) -> None:
+    options = ("keys", "create", "--json", "--models", "*")
+    date = await run(*options, "--name", "a", "--expires", "2999-01-31")
+    assert json.loads(date.out)["expires_at"] == "2999-01-31T00:00:00Z"
+    duration = await run(*options, "--name", "b", "--expires", "90d")
+    assert json.loads(duration.out)["expires_at"] > "2026"
+
+
+async def test_a_longest_lifetime_makes_an_expiry_mandatory(run: Run) -> None:
+    options = ("keys", "create", "--name", "a", "--models", "*")
+    longest = {"AUTHZ_KEY_MAX_LIFETIME": "30d"}
+    for more in ((), ("--expires", "31d")):
+        refused = await run(*options, *more, **longest)
+        assert (refused.status, refused.out) == (1, "")
+    assert (await run(*options, "--expires", "30d", **longest)).status == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("create", "--name", "a"),
+        ("create", "--name", "a", "--models", "m:cloud"),
+        ("create", "--name", "a", "--models", "m,"),
+        ("create", "--name", "a\n", "--models", "*"),
+        ("create", "--name", "", "--models", "*"),
+        ("create", "--name", "x" * 81, "--models", "*"),
+        ("create", "--name", "6ba7b810-9dad-11d1-80b4-00c04fd430c8", "--models", "*"),
+        ("create", "--name", "a", "--models", "*", "--scopes", "manage"),
+        ("create", "--name", "a", "--models", "*", "--expires", "yesterday"),
+        ("create", "--name", "a", "--models", "*", "--expires", "2001-01-01"),
+        ("show",),
+        ("nothing",),
+    ],
+)
+async def test_wrong_use_is_one_line_and_status_2(
+    run: Run, words: tuple[str, ...]
+) -> None:
+    assert_one_line(await run("keys", *words), status=2)
+
+
+async def test_what_cannot_be_done_is_one_line_and_status_1(run: Run) -> None:
+    await run("keys", "create", "--name", "a", "--models", "*")
+    taken = await run("keys", "create", "--name", "a", "--models", "*")
+    assert_one_line(taken, status=1)
+    assert_one_line(await run("keys", "show", "nobody"), status=1)
+    assert_one_line(await run("keys", "revoke", "nobody"), status=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AUTHZ_DATABASE_URL", ""),
+        ("AUTHZ_DATABASE_URL", "mysql://user:hunter2@host/db"),
+        ("AUTHZ_WORKERS", "none"),
+        ("AUTHZ_METRICS_LISTEN", "9464"),
+        ("AUTHZ_CACHE_TTL_S", "-1"),
+        ("AUTHZ_KEY_MAX_LIFETIME", "a month"),
+        ("AUTHZ_LOG_LEVEL", "loud"),
+    ],
+)
+@pytest.mark.parametrize("command", [("serve",), ("keys", "list"), ("migrate",)])
+async def test_a_bad_setting_is_one_line_that_names_it(
+    run: Run, command: tuple[str, ...], name: str, value: str
+) -> None:
+    ended = await run(*command, **{name: value})
+    assert_one_line(ended, status=2)
+    assert name in ended.err
+    assert "hunter2" not in ended.err
+
+
+async def test_a_database_that_does_not_answer_is_one_line_without_its_password(
+    run: Run,
+) -> None:
+    url = "postgresql://user:hunter2@127.0.0.1:1/db"
+    ended = await run("keys", "list", AUTHZ_DATABASE_URL=url)
+    assert_one_line(ended, status=1)
+    assert "hunter2" not in ended.err
+
+
+async def test_migrate_says_that_there_is_nothing_to_do(run: Run) -> None:
+    assert (await run("migrate")).out == "nothing to apply\n"
+
+
+async def test_the_service_refuses_a_schema_that_it_cannot_read(
+    run: Run, database_url: str, tmp_path: Path
+) -> None:
+    async with connected(database_url) as connection:
+        await connection.execute("UPDATE schema_migrations SET oldest_reader = 9999")
+    ended = await run(
+        "serve", AUTHZ_LISTEN=str(tmp_path), AUTHZ_METRICS_LISTEN="127.0.0.1:0"
+    )
+    assert ended.status == 1
+    assert "upgrade authz" in ended.err
+
+
+async def test_a_health_check_without_a_service_is_one_line(run: Run) -> None:
+    ended = await run("healthcheck", AUTHZ_METRICS_LISTEN="127.0.0.1:1")
+    assert_one_line(ended, status=1)
+
+
+def assert_one_line(ended: Ended, status: int) -> None:
+    assert ended.status == status, ended
+    assert ended.out == ""
+    assert re.fullmatch(r"authz: [^\n]+\n", ended.err), ended.err
