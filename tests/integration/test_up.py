@@ -122,7 +122,7 @@ async def test_it_stops_all_that_it_started(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("program", "name"),
-    [("envoy", "envoy"), ("postgres", "PostgreSQL"), ("redis-server", "Redis")],
+    [("envoy", "envoy"), ("postgres", "postgres"), ("redis-server", "redis")],
 )
 async def test_a_child_that_dies_ends_the_run_and_is_named(
     tmp_path: Path, program: str, name: str
