@@ -13,12 +13,13 @@ from pathlib import Path
 import click
 
 from authz.errors import AuthzError, ConfigError
-from benchmarks.report import Results, markdown
+from benchmarks.report import Results, Samples, markdown
 from benchmarks.subjects import Subjects, running_subjects
 from benchmarks.surroundings import surroundings
 from benchmarks.wrk import Load, find_wrk, measure
 
 _CONNECTIONS = (1, 32)
+_WARM_UP_S = 2
 _RESULT = Path(__file__).parent / "results" / "latest.md"
 
 
@@ -43,30 +44,31 @@ def main(rounds: int, seconds: int) -> None:
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     text = markdown(results)
     click.echo(text, nl=False)
+    _RESULT.parent.mkdir(exist_ok=True)
     _RESULT.write_text(text)
 
 
 async def _run(rounds: int, seconds: int) -> Results:
-    loads = [Load(connections, seconds) for connections in _CONNECTIONS]
     async with running_subjects() as subjects:
-        results = Results(
-            samples={load: {name: [] for name in subjects.ports} for load in loads},
-            rounds=rounds,
-            surroundings=surroundings(subjects.envoy_version),
-        )
-        click.echo("warming up", err=True)
-        await _measure_all(subjects, loads, None)
-        for number in range(1, rounds + 1):
-            click.echo(f"round {number} of {rounds}", err=True)
-            await _round(subjects, results)
-    return results
+        await _round(subjects, _no_samples(subjects, _WARM_UP_S))
+        samples = _no_samples(subjects, seconds)
+        for _ in range(rounds):
+            await _round(subjects, samples)
+    return Results(samples, rounds, surroundings(subjects.envoy_version))
 
 
-async def _round(subjects: Subjects, results: Results) -> None:
-    for load, samples in results.samples.items():
+def _no_samples(subjects: Subjects, seconds: int) -> dict[Load, Samples]:
+    return {
+        Load(connections, seconds): {name: [] for name in subjects.ports}
+        for connections in _CONNECTIONS
+    }
+
+
+async def _round(subjects: Subjects, samples: dict[Load, Samples]) -> None:
+    for load, by_subject in samples.items():
         for name, port in subjects.ports.items():
-            sample = await measure(port, load, subjects.workplace)
-            samples[name].append(sample)
+            click.echo(f"{name}, connections: {load.connections}", err=True)
+            by_subject[name].append(await measure(port, load, subjects.workplace))
 
 
 if __name__ == "__main__":

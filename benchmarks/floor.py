@@ -25,7 +25,9 @@ async def _allow(_message: bytes, _context: object) -> bytes:
 
 async def _serve(socket: str) -> None:
     server = grpc.aio.server()
-    check = grpc.unary_unary_rpc_method_handler(_allow)
+    check: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(
+        _allow
+    )
     server.add_registered_method_handlers(_SERVICE, {"Check": check})
     server.add_insecure_port(f"unix:{socket}")
     await server.start()

@@ -6,6 +6,7 @@ but the service.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -91,7 +92,7 @@ class _Start:
         socket = run / "authz-0.sock"
         command = (sys.executable, "-m", "benchmarks.floor", str(socket))
         child = await self.child(running("floor", command, log=run / "authz.log"))
-        await wait_until_ready(child, lambda: _exists(socket), _START_S)
+        await wait_until_ready(child, lambda: _accepts(socket), _START_S)
         return await self.envoy(run)
 
     async def gateway(self) -> int:
@@ -153,5 +154,10 @@ async def _new_key(database_url: str) -> str:
     return raw_key
 
 
-async def _exists(path: Path) -> bool:
-    return path.exists()
+async def _accepts(socket: Path) -> bool:
+    try:
+        _, writer = await asyncio.open_unix_connection(socket)
+    except OSError:
+        return False
+    writer.close()
+    return True

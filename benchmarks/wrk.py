@@ -77,7 +77,7 @@ def _command(url: str, load: Load) -> Sequence[str]:
 def _sample(line: str) -> Sample:
     result = json.loads(line)
     if result["failed"] or not result["requests"]:
-        msg = f"{result['failed']} requests failed, {result['requests']} were answered"
+        msg = f"{result['failed']} failures among {result['requests']} answers"
         raise LoadFailed(msg)
     return Sample(
         rps=result["requests"] / result["duration_us"] * 1e6,

@@ -10,44 +10,25 @@ local FAILED = { status = "502", code = "upstream_error", message = "The model s
 local REPLIES = {
   ["400"] = { status = "400", code = "invalid_request", message = "The request is not valid." },
   ["404"] = { status = "404", code = "model_not_found", message = "The model is not available." },
-  ["503"] = {
-    status = "503",
-    code = "unavailable",
-    message = "The service is temporarily unavailable.",
-    retry_after = "1",
-  },
+  ["503"] = { status = "503", code = "unavailable", message = "The service is temporarily unavailable.", retry_after = "1" },
 }
 
 -- Clients act on two kinds of 400, so these are told apart, in our words.
 local NO_FEATURE = "The model does not support %s."
 local TOO_LONG = "The input exceeds the model's context length."
 local FEATURES = {
-  tools = "tools",
-  thinking = "thinking",
-  image = "images",
-  images = "images",
-  vision = "images",
-  embedding = "embeddings",
-  embeddings = "embeddings",
-  generate = "generation",
-  generation = "generation",
-  completion = "generation",
-  chat = "generation",
+  tools = "tools", thinking = "thinking",
+  image = "images", images = "images", vision = "images",
+  embedding = "embeddings", embeddings = "embeddings",
+  generate = "generation", generation = "generation", completion = "generation", chat = "generation",
 }
 
--- How an error line begins in a stream, and what stands in its place.
+-- How an error line begins in a stream (the longer mark last), and what stands
+-- in its place.
 local ERROR_LINE = '{"error":"The model server failed."}'
 local STREAMS = {
-  ["application/x-ndjson"] = {
-    marks = { '{"error":', '{"StatusCode":' },
-    replacement = ERROR_LINE,
-    longest = #'{"StatusCode":',
-  },
-  ["text/event-stream"] = {
-    marks = { 'data: {"error":', 'data: {"StatusCode":' },
-    replacement = "data: " .. ERROR_LINE,
-    longest = #'data: {"StatusCode":',
-  },
+  ["application/x-ndjson"] = { marks = { '{"error":', '{"StatusCode":' }, replacement = ERROR_LINE },
+  ["text/event-stream"] = { marks = { 'data: {"error":', 'data: {"StatusCode":' }, replacement = "data: " .. ERROR_LINE },
 }
 
 -- Request ----------------------------------------------------------------
@@ -144,7 +125,7 @@ end
 -- The unfinished last line if it may still become an error line ("" if nothing
 -- of it is there yet); nil in the middle of a harmless line.
 local function undecided(stream, text)
-  local line = text:sub(-stream.longest):match("\n([^\n]*)$")
+  local line = text:sub(-#stream.marks[2]):match("\n([^\n]*)$")
   for _, mark in ipairs(stream.marks) do
     if line and mark:sub(1, #line) == line then
       return line
@@ -193,11 +174,12 @@ local function scrub(stream, chunk)
   return clean
 end
 
+-- Never buffers: a chunk is sent as it comes, but for a line's first few bytes.
 local function scrub_stream(handle, form)
   local stream = setmetatable({ held = "", skipping = false }, { __index = form })
   local last, ok, sent
   for chunk in handle:bodyChunks() do
-    if ok ~= false then
+    if ok ~= false then -- after one failure nothing is sent any more
       ok, sent = pcall(scrub, stream, chunk)
     end
     if not ok then
@@ -205,6 +187,7 @@ local function scrub_stream(handle, form)
     end
     last = chunk
   end
+  -- The last chunk is still ours: it is sent when this function returns.
   if ok and stream.held and stream.held ~= "" then
     last:setBytes(sent .. stream.held)
   end
@@ -214,36 +197,22 @@ end
 
 -- The status of each code of the error table that is no 500.
 local STATUSES = {
-  invalid_request = "400",
-  feature_not_supported = "400",
-  context_too_long = "400",
+  invalid_request = "400", feature_not_supported = "400", context_too_long = "400",
   unauthorized = "401",
-  endpoint_not_allowed = "403",
-  model_not_allowed = "403",
-  parameter_not_allowed = "403",
-  not_found = "404",
-  model_not_found = "404",
-  method_not_allowed = "405",
-  request_timeout = "408",
-  payload_too_large = "413",
-  unsupported_encoding = "415",
-  upgrade_required = "426",
-  rate_limited = "429",
-  budget_exceeded = "429",
-  headers_too_large = "431",
-  upstream_error = "502",
-  unavailable = "503",
-  upstream_timeout = "504",
+  endpoint_not_allowed = "403", model_not_allowed = "403", parameter_not_allowed = "403",
+  not_found = "404", model_not_found = "404",
+  method_not_allowed = "405", request_timeout = "408", payload_too_large = "413",
+  unsupported_encoding = "415", upgrade_required = "426", headers_too_large = "431",
+  rate_limited = "429", budget_exceeded = "429",
+  upstream_error = "502", unavailable = "503", upstream_timeout = "504",
 }
 
 -- Envoy answers a request with a gRPC content type by 200 and our body in a
 -- header; this turns it back into what everybody else gets. In answer to a HEAD
--- there is no such header, and the status stays unknown.
+-- there is no such header and nothing tells the status: 400.
 local function restore(handle, headers)
   local message = headers:get("grpc-message")
-  local body = (message or ""):gsub("%%(%x%x)", function(hex)
-    return string.char(tonumber(hex, 16))
-  end)
+  local body = (message or ""):gsub("%%(%x%x)", function(hex) return string.char(tonumber(hex, 16)) end)
   local code = body:match('^{"error":{"code":"([%l_]+)"')
   headers:remove("grpc-status")
   headers:remove("grpc-message")

@@ -65,6 +65,9 @@ def envoy_command(places: Places) -> Sequence[str]:
         *("--config-path", str(places.directory / "envoy.yaml")),
         *("--concurrency", "1"),
         "--disable-hot-restart",
+        # A misspelt field of a reloaded file would otherwise be left out silently.
+        "--reject-unknown-dynamic-fields",
+        *("--file-flush-interval-msec", "1000"),
         *("--log-level", "warning"),
     )
 
