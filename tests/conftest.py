@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.gateway import Gateway, running_test_gateway
+from authz.local.process import private_directory
+from tests.gateway import Gateway, Standin, Stores, running_test_gateway, standin
 from tests.services import Databases, databases, redis_server
+from tests.upstream import RawUpstream, raw_upstream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -40,19 +42,47 @@ async def database_url(server: Databases) -> AsyncIterator[str]:
 
 
 @pytest.fixture(scope="session")
+async def stores(server: Databases, redis_url: str) -> AsyncIterator[Stores]:
+    """The stores that the shared gateways share."""
+    async with server.fresh() as url:
+        yield Stores(url, redis_url)
+
+
+@pytest.fixture(scope="session")
 async def shared_gateway(
-    server: Databases, redis_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Gateway]:
+    stores: Stores, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Gateway[Standin]]:
     logs = tmp_path_factory.mktemp("gateway")
     async with (
-        server.fresh() as url,
-        running_test_gateway(url, redis_url, logs) as gateway,
+        standin(logs) as (control, socket),
+        running_test_gateway(stores, control, socket, logs) as gateway,
     ):
         yield gateway
 
 
 @pytest.fixture
-async def gateway(shared_gateway: Gateway) -> Gateway:
-    """The shared gateway with a stand-in that has forgotten everything."""
-    await shared_gateway.standin.reset()
+async def gateway(shared_gateway: Gateway[Standin]) -> Gateway[Standin]:
+    """The shared gateway before a stand-in that has forgotten everything."""
+    await shared_gateway.upstream.reset()
     return shared_gateway
+
+
+@pytest.fixture(scope="session")
+async def shared_raw_gateway(
+    stores: Stores, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Gateway[RawUpstream]]:
+    logs = tmp_path_factory.mktemp("raw")
+    with private_directory("authz-raw-") as run:
+        socket = run / "upstream.sock"
+        async with (
+            raw_upstream(socket) as upstream,
+            running_test_gateway(stores, upstream, socket, logs) as gateway,
+        ):
+            yield gateway
+
+
+@pytest.fixture
+def raw(shared_raw_gateway: Gateway[RawUpstream]) -> Gateway[RawUpstream]:
+    """The shared gateway before a model server that answers bytes by script."""
+    shared_raw_gateway.upstream.reset()
+    return shared_raw_gateway

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from uuid import uuid4
 
 import httpx
 
@@ -12,7 +13,7 @@ from authz.adapters.postgres import connected
 from authz.adapters.postgres_keys import PostgresKeyWriter
 from authz.core.allowlist import canonical_pattern
 from authz.issuing import issue
-from authz.local.envoy import Places
+from authz.local.envoy import Places, write_config
 from authz.local.process import private_directory
 from authz.local.stack import (
     free_port,
@@ -23,11 +24,14 @@ from authz.local.stack import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from datetime import datetime
     from pathlib import Path
 
     from authz.local.process import Child
+
+
+Upstream = TypeVar("Upstream")
 
 
 @dataclass
@@ -53,8 +57,8 @@ class Standin:
 
 
 @dataclass
-class Gateway:
-    """A running gateway and what a test may do to it."""
+class Gateway(Generic[Upstream]):
+    """A running gateway and what a test may do to it and see behind it."""
 
     port: int
     database_url: str
@@ -64,8 +68,7 @@ class Gateway:
     logs: Path
     authz: Child
     envoy: Child
-    standin: Standin
-    issued: int = field(default=0)
+    upstream: Upstream
 
     @property
     def url(self) -> str:
@@ -80,10 +83,9 @@ class Gateway:
         expires_at: datetime | None = None,
     ) -> str:
         """Issue a key and return the raw one."""
-        self.issued += 1
         patterns = [canonical_pattern(pattern) or "" for pattern in models.split(",")]
         new, raw_key = issue(
-            f"key {self.issued}",
+            f"key {uuid4().hex}",
             owner="tests",
             models=patterns,
             scopes=scopes,
@@ -101,56 +103,67 @@ class Gateway:
             await keys.revoke(str(records[-1].id))
 
 
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The real stores behind a gateway."""
+
+    database_url: str
+    redis_url: str
+
+
 @asynccontextmanager
 async def running_test_gateway(
-    database_url: str,
-    redis_url: str,
+    stores: Stores,
+    upstream: Upstream,
+    socket: Path,
     logs: Path,
-    settings: Mapping[str, str] | None = None,
-) -> AsyncIterator[Gateway]:
-    """Run a gateway on given stores until the block ends."""
+    edit: Callable[[Path], None] = lambda _directory: None,
+) -> AsyncIterator[Gateway[Upstream]]:
+    """Run a gateway in front of ``socket`` until the block ends.
+
+    ``edit`` may change Envoy's files before they are read.
+    """
     async with AsyncExitStack() as stack:
         run = stack.enter_context(private_directory("authz-test-"))
-        socket = run / "standin.sock"
-        await stack.enter_async_context(
-            running_standin(socket, log=logs / "standin.log")
-        )
         metrics_port = free_port()
+        settings = {
+            "AUTHZ_DATABASE_URL": stores.database_url,
+            "AUTHZ_REDIS_URL": stores.redis_url,
+            "AUTHZ_CACHE_SECRET": "a secret of the tests",
+            "AUTHZ_LISTEN": str(run),
+        }
+        metrics = ("127.0.0.1", metrics_port)
         authz = await stack.enter_async_context(
-            running_authz(
-                {
-                    "AUTHZ_DATABASE_URL": database_url,
-                    "AUTHZ_REDIS_URL": redis_url,
-                    "AUTHZ_CACHE_SECRET": "a secret of the tests",
-                    "AUTHZ_LISTEN": str(run),
-                    **(settings or {}),
-                },
-                ("127.0.0.1", metrics_port),
-                log=logs / "authz.log",
-            )
+            running_authz(settings, metrics, log=logs / "authz.log")
         )
-        places = Places(
-            directory=run / "envoy",
-            run=run,
-            listen=("127.0.0.1", 0),
-            metrics=("127.0.0.1", 0),
-            upstream=socket,
-        )
+        anywhere = ("127.0.0.1", 0)
+        places = Places(run / "envoy", run, anywhere, anywhere, socket)
+        write_config(places)
+        edit(places.directory)
         envoy = await stack.enter_async_context(
             running_envoy(places, log=logs / "envoy.log")
         )
-        transport = httpx.AsyncHTTPTransport(uds=str(socket))
-        client = await stack.enter_async_context(
-            httpx.AsyncClient(transport=transport, base_url="http://standin")
-        )
         yield Gateway(
             port=await listening_port(places),
-            database_url=database_url,
-            redis_url=redis_url,
+            database_url=stores.database_url,
+            redis_url=stores.redis_url,
             metrics_port=metrics_port,
             run=run,
             logs=logs,
             authz=authz,
             envoy=envoy,
-            standin=Standin(client),
+            upstream=upstream,
         )
+
+
+@asynccontextmanager
+async def standin(directory: Path) -> AsyncIterator[tuple[Standin, Path]]:
+    """Run the stand-in for Ollama; yields its control and its socket."""
+    with private_directory("authz-standin-") as run:
+        socket = run / "standin.sock"
+        transport = httpx.AsyncHTTPTransport(uds=str(socket))
+        async with (
+            running_standin(socket, log=directory / "standin.log"),
+            httpx.AsyncClient(transport=transport, base_url="http://standin") as client,
+        ):
+            yield Standin(client), socket

@@ -58,8 +58,7 @@ def envoy_binary() -> Path:
 
 
 def envoy_command(places: Places) -> Sequence[str]:
-    """Write the moved files and return the command that runs Envoy on them."""
-    write_config(places)
+    """Return the command that runs Envoy on the files of `write_config`."""
     return (
         str(envoy_binary()),
         *("--config-path", str(places.directory / "envoy.yaml")),

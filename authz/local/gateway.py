@@ -12,7 +12,7 @@ from authz.adapters import postgres_schema
 from authz.adapters.postgres import connected
 from authz.errors import ConfigError
 from authz.local.data_dir import kept_secret, write_private
-from authz.local.envoy import Places
+from authz.local.envoy import Places, write_config
 from authz.local.postgres import embedded_postgres
 from authz.local.process import private_directory
 from authz.local.redis import embedded_redis
@@ -119,6 +119,7 @@ class _Start:
             upstream=upstream,
             workers=self.plan.workers,
         )
+        write_config(places)
         await self.child(running_envoy(places, log=self.log("envoy")))
         return Gateway(places, metrics, database_url, tuple(self.children))
 

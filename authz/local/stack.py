@@ -46,7 +46,7 @@ async def running_authz(
 
 @asynccontextmanager
 async def running_envoy(places: Places, *, log: Path) -> AsyncIterator[Child]:
-    """Run Envoy on the files of envoy/ until the block ends."""
+    """Run Envoy on the files of `write_config` until the block ends."""
     admin = places.run / "admin.sock"
     async with running("envoy", envoy_command(places), log=log) as child:
         await wait_until_ready(child, lambda: answers(admin, "/ready"), _START_S)

@@ -14,7 +14,7 @@ from authz.core.credential import mint
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from tests.gateway import Gateway
+    from tests.gateway import Gateway, Standin
 
 CHAT = {
     "model": "llama3.1",
@@ -28,7 +28,7 @@ FORBIDDEN = re.compile(
 
 
 @pytest.fixture
-async def client(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
+async def client(gateway: Gateway[Standin]) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=gateway.url) as client:
         yield client
 
@@ -68,18 +68,21 @@ def bearer(key: str) -> Mapping[str, str]:
 )
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate", "/api/tags", "/x"])
 async def test_without_a_valid_key_every_path_is_the_same_401(
-    client: httpx.AsyncClient, gateway: Gateway, headers: dict[str, str], path: str
+    client: httpx.AsyncClient,
+    gateway: Gateway[Standin],
+    headers: dict[str, str],
+    path: str,
 ) -> None:
     answer = await client.post(path, json=CHAT, headers=headers)
     assert_error(answer, 401, "unauthorized")
     assert answer.json()["error"]["message"] == "A valid API key is required."
     assert answer.headers["www-authenticate"] == 'Bearer realm="api"'
     assert answer.headers["x-should-retry"] == "false"
-    assert await gateway.standin.received() == []
+    assert await gateway.upstream.received() == []
 
 
 async def test_a_valid_key_gets_the_answer_of_an_allowed_model(
-    client: httpx.AsyncClient, gateway: Gateway
+    client: httpx.AsyncClient, gateway: Gateway[Standin]
 ) -> None:
     key = await gateway.new_key("llama3.1")
     answer = await client.post("/api/chat", json=CHAT, headers=bearer(key))
@@ -90,12 +93,12 @@ async def test_a_valid_key_gets_the_answer_of_an_allowed_model(
 
 
 async def test_the_model_server_sees_the_request_and_no_credential(
-    client: httpx.AsyncClient, gateway: Gateway
+    client: httpx.AsyncClient, gateway: Gateway[Standin]
 ) -> None:
     key = await gateway.new_key("llama3.1")
     both = {"authorization": f"Bearer {key}", "x-api-key": key, "cookie": "a=b"}
     await client.post("/api/chat?beta=true", json=CHAT, headers=both)
-    (received,) = await gateway.standin.received()
+    (received,) = await gateway.upstream.received()
     assert received["path"] == "/api/chat"
     assert received["size"] == len(json.dumps(CHAT, separators=(",", ":")))
     names = {name.lower() for name, _ in received["headers"]}
@@ -104,7 +107,7 @@ async def test_the_model_server_sees_the_request_and_no_credential(
 
 
 async def test_another_model_is_refused_whether_it_exists_or_not(
-    client: httpx.AsyncClient, gateway: Gateway
+    client: httpx.AsyncClient, gateway: Gateway[Standin]
 ) -> None:
     key = await gateway.new_key("llama3.1")
     for model in ("qwen3:8b", "no-such-model", "llama3.1:cloud"):
@@ -112,11 +115,11 @@ async def test_another_model_is_refused_whether_it_exists_or_not(
             "/api/chat", json=CHAT | {"model": model}, headers=bearer(key)
         )
         assert_error(answer, 403, "model_not_allowed")
-    assert await gateway.standin.received() == []
+    assert await gateway.upstream.received() == []
 
 
 async def test_an_allowed_model_that_is_not_installed_is_not_found(
-    client: httpx.AsyncClient, gateway: Gateway
+    client: httpx.AsyncClient, gateway: Gateway[Standin]
 ) -> None:
     key = await gateway.new_key()
     answer = await client.post(
@@ -126,7 +129,7 @@ async def test_an_allowed_model_that_is_not_installed_is_not_found(
 
 
 async def test_a_stream_flows_as_it_is_made(
-    client: httpx.AsyncClient, gateway: Gateway
+    client: httpx.AsyncClient, gateway: Gateway[Standin]
 ) -> None:
     key = await gateway.new_key()
     body = CHAT | {"stream": True}
@@ -146,7 +149,7 @@ async def test_health_is_open(client: httpx.AsyncClient) -> None:
 
 
 async def test_a_revoked_key_is_refused_at_once(
-    client: httpx.AsyncClient, gateway: Gateway
+    client: httpx.AsyncClient, gateway: Gateway[Standin]
 ) -> None:
     key = await gateway.new_key()
     assert (
@@ -170,7 +173,7 @@ async def until_refused(client: httpx.AsyncClient, key: str) -> AsyncIterator[in
 
 
 async def test_the_order_of_decisions(
-    client: httpx.AsyncClient, gateway: Gateway
+    client: httpx.AsyncClient, gateway: Gateway[Standin]
 ) -> None:
     """Each row fails also in all that comes after it; the first failure answers."""
     key = bearer(await gateway.new_key("llama3.1", scopes=["inference"]))
@@ -189,11 +192,11 @@ async def test_the_order_of_decisions(
             method, path, headers={**key, **extra}, content=body
         )
         assert_error(answer, status, code)
-    assert await gateway.standin.received() == []
+    assert await gateway.upstream.received() == []
 
 
 async def test_a_wrong_method_is_told_the_right_ones(
-    client: httpx.AsyncClient, gateway: Gateway
+    client: httpx.AsyncClient, gateway: Gateway[Standin]
 ) -> None:
     key = await gateway.new_key()
     answer = await client.get("/api/chat", headers=bearer(key))

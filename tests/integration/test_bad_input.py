@@ -16,13 +16,13 @@ from tests.acceptance.test_auth_flow import CHAT, assert_error, bearer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.gateway import Gateway
+    from tests.gateway import Gateway, Standin
 
 LIMIT = 16 * 1024 * 1024
 
 
 @pytest.fixture
-async def client(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
+async def client(gateway: Gateway[Standin]) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=gateway.url, timeout=30) as client:
         yield client
 
@@ -44,30 +44,30 @@ def padded(size: int) -> bytes:
     ],
 )
 async def test_a_body_that_is_no_strict_json_is_a_400(
-    client: httpx.AsyncClient, gateway: Gateway, body: bytes
+    client: httpx.AsyncClient, gateway: Gateway[Standin], body: bytes
 ) -> None:
     key = await gateway.new_key()
     answer = await client.post("/api/generate", content=body, headers=bearer(key))
     assert_error(answer, 400, "invalid_request")
-    assert await gateway.standin.received() == []
+    assert await gateway.upstream.received() == []
     answer = await client.post("/api/chat", json=CHAT, headers=bearer(key))
     assert answer.status_code == 200
 
 
 async def test_a_body_of_16_mib_passes_and_one_byte_more_is_too_large(
-    client: httpx.AsyncClient, gateway: Gateway
+    client: httpx.AsyncClient, gateway: Gateway[Standin]
 ) -> None:
     key = bearer(await gateway.new_key())
     answer = await client.post("/api/generate", content=padded(LIMIT), headers=key)
     assert answer.status_code == 200
-    (received,) = await gateway.standin.received()
+    (received,) = await gateway.upstream.received()
     assert received["size"] == LIMIT
     answer = await client.post("/api/generate", content=padded(LIMIT + 1), headers=key)
     assert_error(answer, 413, "payload_too_large")
 
 
 async def test_a_body_in_chunks_of_unknown_length_passes(
-    client: httpx.AsyncClient, gateway: Gateway
+    client: httpx.AsyncClient, gateway: Gateway[Standin]
 ) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         yield b'{"model":"llama3.1",'
@@ -79,7 +79,7 @@ async def test_a_body_in_chunks_of_unknown_length_passes(
 
 
 async def test_a_stranger_with_a_large_body_is_told_401_before_it_is_sent(
-    gateway: Gateway,
+    gateway: Gateway[Standin],
 ) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     unknown = mint(b"never issued".ljust(32))
@@ -103,7 +103,9 @@ async def test_headers_without_end_are_a_431(client: httpx.AsyncClient) -> None:
     assert_error(answer, 431, "headers_too_large")
 
 
-async def test_the_service_survives_a_message_that_is_none(gateway: Gateway) -> None:
+async def test_the_service_survives_a_message_that_is_none(
+    gateway: Gateway[Standin],
+) -> None:
     socket = f"unix:{gateway.run}/authz-0.sock"
     async with grpc.aio.insecure_channel(socket) as channel:
         check: Any = channel.unary_unary(

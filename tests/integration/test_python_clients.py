@@ -9,12 +9,12 @@ import openai
 import pytest
 
 if TYPE_CHECKING:
-    from tests.gateway import Gateway
+    from tests.gateway import Gateway, Standin
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 
 
-async def test_ollama_chats_and_streams(gateway: Gateway) -> None:
+async def test_ollama_chats_and_streams(gateway: Gateway[Standin]) -> None:
     key = await gateway.new_key("llama3.1")
     headers = {"Authorization": f"Bearer {key}"}
     async with ollama.AsyncClient(host=gateway.url, headers=headers) as client:
@@ -27,7 +27,7 @@ async def test_ollama_chats_and_streams(gateway: Gateway) -> None:
         assert (await client.show("llama3.1")).details
 
 
-async def test_ollama_shows_why_it_was_refused(gateway: Gateway) -> None:
+async def test_ollama_shows_why_it_was_refused(gateway: Gateway[Standin]) -> None:
     async with ollama.AsyncClient(host=gateway.url) as client:
         with pytest.raises(ollama.ResponseError) as refused:
             await client.chat("llama3.1", HELLO)
@@ -35,7 +35,7 @@ async def test_ollama_shows_why_it_was_refused(gateway: Gateway) -> None:
     assert "A valid API key is required." in str(refused.value)
 
 
-async def test_openai_chats_and_streams(gateway: Gateway) -> None:
+async def test_openai_chats_and_streams(gateway: Gateway[Standin]) -> None:
     key = await gateway.new_key("llama3.1")
     async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=key) as client:
         chat = client.chat.completions
@@ -46,7 +46,9 @@ async def test_openai_chats_and_streams(gateway: Gateway) -> None:
         assert "".join(parts) == answer.choices[0].message.content
 
 
-async def test_openai_raises_the_error_of_the_row_once(gateway: Gateway) -> None:
+async def test_openai_raises_the_error_of_the_row_once(
+    gateway: Gateway[Standin],
+) -> None:
     key = await gateway.new_key("llama3.1")
     async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=key) as client:
         with pytest.raises(openai.PermissionDeniedError) as refused:
