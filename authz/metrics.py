@@ -18,6 +18,7 @@ class Metrics:
             ["code"],
             registry=registry,
         )
+        self.allowed = self.checks.labels("ok")
         self.check_seconds = Histogram(
             "authz_check_seconds",
             "Time from CheckRequest to verdict.",
@@ -30,3 +31,4 @@ class Metrics:
             ["source"],
             registry=registry,
         )
+        self.found_in_memory = self.lookups.labels("memory")

@@ -20,7 +20,7 @@ from authz.adapters.postgres_keys import PostgresKeyWriter
 from authz.core.model import Scope
 from authz.issuing import issue
 from authz.local.data_dir import write_private
-from authz.local.envoy import Places, envoy_binary
+from authz.local.envoy import Places, envoy_binary, write_config
 from authz.local.postgres import embedded_postgres
 from authz.local.process import private_directory, running, wait_until_ready
 from authz.local.redis import embedded_redis
@@ -121,6 +121,7 @@ class _Start:
             metrics=("127.0.0.1", 0),
             upstream=self.socket,
         )
+        write_config(places)
         await self.child(running_envoy(places, log=run / "envoy.log"))
         return await listening_port(places)
 

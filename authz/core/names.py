@@ -8,6 +8,7 @@ The grammar is that of Ollama 0.33, types/model/name.go and modelref.go.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from authz.core.model import Reason
 
@@ -22,11 +23,20 @@ _NAME = re.compile(
 )
 
 
+# host (350), namespace, model and tag (80 each), and what stands between them.
+_LONGEST = 350 + 3 * 80 + 3
+
+
 def canonical(name: str) -> str | Reason:
     """Return ``host/namespace/model:tag`` in lower case, or why there is none.
 
     Lower case, because Ollama finds a model whatever the case of its name.
     """
+    return _canonical(name) if len(name) <= _LONGEST else Reason.MODEL_UNGRAMMATICAL
+
+
+@lru_cache(maxsize=4096)
+def _canonical(name: str) -> str | Reason:
     parts = _NAME.fullmatch(name)
     if parts is None:
         return Reason.MODEL_UNGRAMMATICAL
