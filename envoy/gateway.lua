@@ -72,21 +72,21 @@ local function explain(text)
   return REPLIES["400"].code, REPLIES["400"].message
 end
 
--- Nothing of the model server's headers stays; returns the request id.
+-- Nothing of the model server's headers stays; returns the request id, which the
+-- route has set and which is ours.
 local function replace_headers(headers, reply)
-  local id = headers:get("x-request-id")
   local names = {}
   for name in pairs(headers) do
     names[#names + 1] = name
   end
   for _, name in ipairs(names) do
-    if name:sub(1, 1) ~= ":" then
+    if name:sub(1, 1) ~= ":" and name ~= "x-request-id" then
       headers:remove(name)
     end
   end
+  local id = headers:get("x-request-id")
   headers:replace(":status", reply.status)
   headers:replace("content-type", "application/json")
-  headers:replace("x-request-id", id)
   headers:replace("request-id", id)
   if reply.status:sub(1, 1) == "4" then
     headers:replace("x-should-retry", "false")
@@ -177,18 +177,17 @@ end
 -- Never buffers: a chunk is sent as it comes, but for a line's first few bytes.
 local function scrub_stream(handle, form)
   local stream = setmetatable({ held = "", skipping = false }, { __index = form })
-  local last, ok, sent
+  local last, sent
   for chunk in handle:bodyChunks() do
-    if ok ~= false then -- after one failure nothing is sent any more
-      ok, sent = pcall(scrub, stream, chunk)
-    end
-    if not ok then
+    local ok, clean = pcall(scrub, stream, chunk)
+    if not ok then -- after one failure nothing is sent any more
+      stream, clean = nil, ""
       chunk:setBytes("")
     end
-    last = chunk
+    last, sent = chunk, clean
   end
   -- The last chunk is still ours: it is sent when this function returns.
-  if ok and stream.held and stream.held ~= "" then
+  if stream and last and stream.held then
     last:setBytes(sent .. stream.held)
   end
 end
@@ -227,7 +226,7 @@ end
 
 -- Response ---------------------------------------------------------------
 
-function envoy_on_response(handle)
+local function respond(handle)
   local headers = handle:headers()
   local status = headers:get(":status")
   if not headers:get("x-envoy-upstream-service-time") then
@@ -237,14 +236,19 @@ function envoy_on_response(handle)
     end
   elseif status:sub(1, 1) ~= "2" or headers:get("content-encoding") then
     -- What is encoded we cannot read, and did not ask for.
-    if not pcall(replace_error, handle, status) then
-      handle:body(true):setBytes("")
-    end
+    replace_error(handle, status)
   else
     local form = STREAMS[(headers:get("content-type") or ""):lower():match("^[^; ]*")]
     if form then
       headers:remove("content-length")
       scrub_stream(handle, form)
     end
+  end
+end
+
+-- An error in a script lets the response through as it is, so there is none.
+function envoy_on_response(handle)
+  if not (pcall(respond, handle) or pcall(replace_error, handle, "502")) then
+    handle:body(true):setBytes("")
   end
 end
