@@ -64,14 +64,18 @@ async def run_worker(
             _now,
             metrics,
         )
-        background = await stack.enter_async_context(asyncio.TaskGroup())
-        stack.callback(background.create_task(follow_changes(url, lookup)).cancel)
+        following = asyncio.create_task(follow_changes(url, lookup))
+        stack.callback(following.cancel)
         check = Check(Authorizer(lookup, _now), metrics)
         socket = socket_path(settings, worker)
         await stack.enter_async_context(serving(check, socket))
         log.info("serving", socket=str(socket))
-        await stop.wait()
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({stopping, following}, return_when=asyncio.FIRST_COMPLETED)
         log.info("stopping", socket=str(socket))
+        if following.done():
+            stopping.cancel()
+            await following  # it never ends but by an error
 
 
 async def _wait_for_schema(url: str, stop: asyncio.Event) -> None:

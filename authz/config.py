@@ -41,6 +41,17 @@ def _address(text: str) -> str:
     return text
 
 
+def _url_of(*schemes: str) -> AfterValidator:
+    def check(url: SecretStr) -> SecretStr:
+        text = url.get_secret_value()
+        if text and not text.startswith(schemes):
+            msg = f"a URL begins with {' or '.join(schemes)}"
+            raise ValueError(msg)
+        return url
+
+    return AfterValidator(check)
+
+
 def _optional_duration(text: str) -> str:
     if text:
         parse_duration(text)
@@ -50,10 +61,16 @@ def _optional_duration(text: str) -> str:
 class Settings(BaseSettings):
     """Everything that can be set, as ``AUTHZ_`` and the name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix="AUTHZ_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="AUTHZ_", frozen=True, extra="ignore", env_ignore_empty=True
+    )
 
-    database_url: SecretStr = SecretStr("")
-    redis_url: SecretStr = SecretStr("")
+    database_url: Annotated[SecretStr, _url_of("postgresql://", "postgres://")] = (
+        SecretStr("")
+    )
+    redis_url: Annotated[SecretStr, _url_of("redis://", "rediss://", "unix://")] = (
+        SecretStr("")
+    )
     cache_secret: SecretStr = SecretStr("")
     listen: Path = Path("/run/authz")
     metrics_listen: Annotated[str, AfterValidator(_address)] = "127.0.0.1:9464"

@@ -50,6 +50,7 @@ class Lookup:
         self._metrics = metrics
         self._memory: dict[bytes, Verified] = {}
         self._flights: dict[bytes, asyncio.Task[Key | None]] = {}
+        self._changed: set[bytes] = set()
         self._listening_since: datetime | None = None
 
     async def find(self, digest: bytes) -> Key | None:
@@ -67,8 +68,16 @@ class Lookup:
         return await asyncio.shield(flight)
 
     async def changed(self, digest: bytes) -> None:
-        """Forget a key, here and in Redis, because its row has changed."""
+        """Forget a key, here and in Redis, because its row has changed.
+
+        Redis may hold the old row for a while yet: the drop may fail, and another
+        replica that read it before may put it back. So the next look-up asks
+        PostgreSQL.
+        """
         self._memory.pop(digest, None)
+        self._changed.add(digest)
+        if len(self._changed) > self._freshness.size:
+            self.listening()
         # A look-up under way may have read the old row: nobody may join it now,
         # and what it finds is not remembered.
         self._flights.pop(digest, None)
@@ -82,6 +91,7 @@ class Lookup:
         """Notifications arrive from now on; what was verified before is not fresh."""
         self._listening_since = self._now()
         self._flights.clear()
+        self._changed.clear()
 
     def deaf(self) -> None:
         """Notifications may be lost: nothing is fresh until `listening`."""
@@ -89,26 +99,28 @@ class Lookup:
 
     async def _load(self, digest: bytes, known: Verified | None) -> Key | None:
         shared = await self._shared(digest)
-        if shared is not None and self._is_fresh(shared):
+        changed = digest in self._changed
+        if shared is not None and not changed and self._is_fresh(shared):
             self._remember(digest, shared)
             self._metrics.lookups.labels("redis").inc()
             return shared.key
         asked_at = self._now()
         try:
             key = await self._store.find(digest)
-        except StoreUnavailable:
-            return self._last_known(known, shared)
+        except StoreUnavailable as error:
+            return self._last_known(error, known, None if changed else shared)
         self._metrics.lookups.labels("postgres").inc()
         verified = Verified(key, asked_at) if key is not None else None
         if self._remember(digest, verified) and verified is not None:
+            self._changed.discard(digest)
             await self._share(digest, verified)
         return key
 
-    def _last_known(self, *answers: Verified | None) -> Key:
+    def _last_known(self, error: StoreUnavailable, *answers: Verified | None) -> Key:
         newest = max((a for a in answers if a), key=lambda a: a.at, default=None)
         if newest is None or self._age(newest) >= self._freshness.max_stale:
             self._metrics.lookups.labels("undecided").inc()
-            raise StoreUnavailable
+            raise error
         self._metrics.lookups.labels("stale").inc()
         return newest.key
 

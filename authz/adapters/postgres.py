@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     Connection = asyncpg.Connection[asyncpg.Record]
     Pool = asyncpg.Pool[asyncpg.Record]
+    PoolConnection = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
 
 CONNECT_TIMEOUT_S = 5.0
 _ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
@@ -36,8 +37,10 @@ async def connected(url: str) -> AsyncIterator[Connection]:
         connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S)
     try:
         yield connection
-    finally:
-        await connection.close()
+    except BaseException:
+        connection.terminate()  # a server that hangs does not say goodbye
+        raise
+    await connection.close(timeout=CONNECT_TIMEOUT_S)
 
 
 @asynccontextmanager

@@ -39,8 +39,6 @@ async def follow_changes(url: str, listener: Listener) -> None:
                 await _listen(connection, listener)
         except StoreUnavailable as error:
             log.warning("notifications_lost", error=str(error))
-        finally:
-            listener.deaf()
         await asyncio.sleep(RECONNECT_S)
 
 
@@ -57,9 +55,12 @@ async def _listen(connection: Connection, listener: Listener) -> None:
     with translated_errors():
         await connection.add_listener(CHANNEL, on_notification)
         listener.listening()
-        while True:
-            await connection.execute("SELECT 1", timeout=HEARTBEAT_TIMEOUT_S)
-            await asyncio.sleep(HEARTBEAT_S)
+        try:
+            while True:
+                await connection.execute("SELECT 1", timeout=HEARTBEAT_TIMEOUT_S)
+                await asyncio.sleep(HEARTBEAT_S)
+        finally:
+            listener.deaf()
 
 
 def _digest(payload: str) -> bytes | None:

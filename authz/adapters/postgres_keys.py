@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -15,9 +16,9 @@ from authz.errors import Refused
 from authz.ports import KeyRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
-    from authz.adapters.postgres import Connection, Pool
+    from authz.adapters.postgres import Connection, Pool, PoolConnection
     from authz.ports import NewKey
 
 FIND_TIMEOUT_S = 0.5
@@ -59,9 +60,22 @@ class PostgresKeys:
     async def find(self, digest: bytes) -> Key | None:
         """Return the key that a digest belongs to, whatever its state."""
         with translated_errors():
-            async with asyncio.timeout(FIND_TIMEOUT_S):
-                row = await self._pool.fetchrow(_FIND, digest)
+            async with asyncio.timeout(FIND_TIMEOUT_S), self._connection() as found:
+                row = await found.fetchrow(_FIND, digest)
         return None if row is None else _key(row)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[PoolConnection]:
+        connection = await self._pool.acquire()
+        try:
+            yield connection
+        except BaseException:
+            # The driver would wait for the server to confirm that it has stopped;
+            # a server that hangs does not.
+            connection.terminate()
+            raise
+        finally:
+            await self._pool.release(connection)
 
 
 class PostgresKeyWriter:

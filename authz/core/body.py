@@ -27,6 +27,11 @@ Json = dict[str, object]
 _PLAIN_KEY = re.compile(r"[a-z0-9_$]+")
 
 
+# Objects, arrays and members cost many times their bytes; a large prompt or image
+# costs its bytes. (Signs inside texts count too: the bound is generous.)
+_MOST_PARTS = 500_000
+
+
 class _NotStrictError(ValueError):
     """The text is JSON for some readers only."""
 
@@ -50,6 +55,8 @@ def read_body(request: Request) -> Json | Deny:
     refused = _refused_framing(request.headers, len(request.body))
     if refused:
         return Deny(refused)
+    if sum(map(request.body.count, (b"{", b"[", b":"))) > _MOST_PARTS:
+        return Deny(Reason.BODY_TOO_COMPLEX)
     try:
         body = _DECODER.decode(request.body.decode("utf-8"))
     except (ValueError, RecursionError):

@@ -69,6 +69,7 @@ class Reason(Enum):
     MULTIPART = "multipart"
     BODY_INCOMPLETE = "body_incomplete"
     BODY_UNEXPECTED = "body_unexpected"
+    BODY_TOO_COMPLEX = "body_too_complex"
     BODY_NOT_STRICT_JSON = "body_not_strict_json"
     BODY_ODD_FIELD = "body_odd_field"
     MODEL_MISSING = "model_missing"
@@ -95,6 +96,7 @@ CODES: Mapping[Reason, Code] = {
     Reason.MULTIPART: Code.UNSUPPORTED_ENCODING,
     Reason.BODY_INCOMPLETE: Code.INVALID_REQUEST,
     Reason.BODY_UNEXPECTED: Code.INVALID_REQUEST,
+    Reason.BODY_TOO_COMPLEX: Code.INVALID_REQUEST,
     Reason.BODY_NOT_STRICT_JSON: Code.INVALID_REQUEST,
     Reason.BODY_ODD_FIELD: Code.INVALID_REQUEST,
     Reason.MODEL_MISSING: Code.INVALID_REQUEST,

@@ -23,7 +23,10 @@ LLAMA = "registry.ollama.ai/library/llama3.1:latest"
 
 @pytest.fixture
 def run(tmp_path: Path, database_url: str) -> Run:
-    env = {"AUTHZ_DATABASE_URL": database_url}
+    env = {
+        "AUTHZ_DATABASE_URL": database_url,
+        "AUTHZ_METRICS_LISTEN": "127.0.0.1:0",
+    }
     return lambda *words, **more: authz(*words, cwd=tmp_path, env={**env, **more})
 
 

@@ -105,6 +105,12 @@ def test_a_body_that_two_readers_could_read_differently_is_refused(
     assert verdict(post(body), ROOT) is Reason.BODY_NOT_STRICT_JSON
 
 
+@pytest.mark.parametrize("part", [b"[],", b"[{}],", b'{"a":1},'])
+def test_a_body_of_too_many_parts_is_refused_unread(part: bytes) -> None:
+    body = b'{"model":"llama3.1","x":[' + part * 500_000 + b"0]}"
+    assert verdict(post(body), ROOT) is Reason.BODY_TOO_COMPLEX
+
+
 @pytest.mark.parametrize(
     "field", ["Model", "MODEL", "\u017ftream", "model ", "model\0", "mod\u00e9l", ""]
 )

@@ -105,6 +105,42 @@ async def test_a_look_up_that_a_change_overtakes_is_not_remembered() -> None:
     assert replica.cache.entries[digest].key.revoked
 
 
+async def test_after_a_change_redis_is_not_believed_until_postgres_was_asked() -> None:
+    """Another replica may put the old row back, or the drop may have failed."""
+    replica = Replica()
+    digest = await replica.add_key()
+    await replica.find(digest)
+    old = replica.cache.entries[digest]
+    await replica.store.revoke("key")
+    await replica.lookup.changed(digest)
+    replica.cache.entries[digest] = old
+    assert (await replica.find(digest)).revoked
+    assert replica.cache.entries[digest].key.revoked
+
+
+async def test_after_a_change_an_old_copy_does_not_help_over_an_outage() -> None:
+    replica = Replica()
+    digest = await replica.add_key()
+    await replica.find(digest)
+    old = replica.cache.entries[digest]
+    await replica.lookup.changed(digest)
+    replica.cache.entries[digest] = old
+    replica.store.broken = True
+    with pytest.raises(StoreUnavailable):
+        await replica.find(digest)
+
+
+async def test_a_flood_of_changes_costs_bounded_memory_and_no_freshness() -> None:
+    replica = Replica(size=2)
+    digest = await replica.add_key()
+    await replica.find(digest)
+    replica.clock.forward(1)
+    for number in range(3):
+        await replica.lookup.changed(bytes([number]))
+    await replica.find(digest)
+    assert replica.store.asked == 2
+
+
 async def test_look_ups_of_one_key_are_joined() -> None:
     replica = Replica()
     digest = await replica.add_key()

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 # the script falls back on: pcall, setting bytes, and stepping to the next chunk.
 FAULT = """
 local original = envoy_on_response
-local SOLID = { original = true, pcall = true, setBytes = true, ["(for generator)"] = true }
+local SOLID = { pcall = true, setBytes = true, ["(for generator)"] = true }
+SOLID.original = true
 function envoy_on_response(handle)
   local left = tonumber(handle:headers():get("x-break-at") or "0")
   local function count()
@@ -99,15 +100,15 @@ async def test_an_error_becomes_a_502_wherever_the_script_breaks(
     broken: Gateway[RawUpstream], status: int, row: Row, method: bytes
 ) -> None:
     head = method == b"HEAD"
-    expected = {rows.UPSTREAM.status, row.status}
+    script = answer(status, b"" if head else SECRET)
     for step in range(1, STEPS):
-        script = answer(status, b"" if head else SECRET)
         broken.upstream.script = at_step(step, script)
         answered = await ask(broken, method)
-        assert_row(answered, row if answered.status == row.status else rows.UPSTREAM)
-        expected.discard(answered.status)
-    assert not expected
-    assert_row(answered, row, head=head)  # so that every step was tried
+        took = row if answered.status == row.status else rows.UPSTREAM
+        assert_row(answered, took, head=head)
+    # So many steps that the last lies behind the script's end.
+    broken.upstream.script = at_step(STEPS, script)
+    assert_row(await ask(broken, method), row, head=head)
 
 
 @pytest.mark.parametrize("content_type", ["application/x-ndjson", "text/event-stream"])
@@ -121,6 +122,8 @@ async def test_a_stream_lets_no_error_out_wherever_the_script_breaks(
         broken.upstream.script = at_step(step, whole)
         answered = await ask(broken)
         assert SECRET not in answered.body, step
+    broken.upstream.script = at_step(STEPS, whole)
+    answered = await ask(broken)
     assert answered.body == prefix + b'{"n":1}\n' + prefix + (
         b'{"error":"The model server failed."}\n'
     )
