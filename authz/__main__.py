@@ -1,5 +1,18 @@
-"""`python -m authz` is `authz`."""
+"""The program `authz`, also as `python -m authz`."""
 
-from authz.cli import main
+from __future__ import annotations
 
-main()
+import sys
+
+
+def main() -> None:
+    """Run the command line; an early Ctrl-C ends it quietly."""
+    try:
+        from authz.cli import run  # noqa: PLC0415 - imports take a while, too
+    except KeyboardInterrupt:
+        sys.exit(130)
+    run()
+
+
+if __name__ == "__main__":
+    main()

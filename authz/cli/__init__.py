@@ -24,7 +24,7 @@ for command in (serve, up, keys, migrate, healthcheck):
     cli.add_command(command)
 
 
-def main() -> None:
+def run() -> None:
     """Run the command line and end the process with its status."""
     try:
         sys.exit(cli(standalone_mode=False))

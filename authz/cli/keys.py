@@ -87,7 +87,7 @@ async def list_keys(data_dir: Path, as_json: bool) -> None:
 
 
 @keys.command()
-@click.argument("id_or_name", metavar="ID")
+@click.argument("id_or_name", metavar="ID", callback=options.id_or_name)
 @json_option
 @data_dir_option
 @async_command
@@ -98,7 +98,7 @@ async def show(data_dir: Path, id_or_name: str, as_json: bool) -> None:
 
 
 @keys.command()
-@click.argument("id_or_name", metavar="ID")
+@click.argument("id_or_name", metavar="ID", callback=options.id_or_name)
 @json_option
 @data_dir_option
 @async_command

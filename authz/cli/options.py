@@ -12,7 +12,9 @@ from authz.config import parse_duration
 from authz.core.allowlist import canonical_pattern
 from authz.core.model import Scope
 
-_LABEL = re.compile(r"[A-Za-z0-9._@/ -]{1,80}")
+_LABEL = re.compile(r"(?! )[A-Za-z0-9._@/ -]{1,80}(?<! )")
+# A date that is still one in every time zone.
+_FURTHEST = datetime(9999, 12, 30, tzinfo=UTC)
 
 
 def label(_context: object, option: click.Parameter, text: str) -> str:
@@ -34,9 +36,20 @@ def name(context: object, option: click.Parameter, text: str) -> str:
     raise click.UsageError(msg)
 
 
+def id_or_name(_context: object, _argument: object, text: str) -> str:
+    """Read what names a key; what cannot be one is not asked for."""
+    if not _LABEL.fullmatch(text):
+        msg = "ID is the id or the name of a key"
+        raise click.UsageError(msg)
+    return text
+
+
 def models(_context: object, _option: object, text: str) -> tuple[str, ...]:
     """Read patterns, separated by commas, into their canonical form."""
-    canonical = {pattern: canonical_pattern(pattern) for pattern in text.split(",")}
+    canonical = {
+        pattern: canonical_pattern(pattern)
+        for pattern in map(str.strip, text.split(","))
+    }
     for pattern, form in canonical.items():
         if form is None:
             msg = f"--models: {pattern!r} is no model name or pattern"
@@ -63,8 +76,8 @@ def expires(_context: object, _option: object, text: str | None) -> datetime | N
         moment = now + parse_duration(text)
     except ValueError:
         moment = _date(text)
-    if moment <= now:
-        msg = "--expires must lie in the future"
+    if not now < moment < _FURTHEST:
+        msg = "--expires must lie in the future, and before the year 10000"
         raise click.UsageError(msg)
     return moment
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from importlib import import_module
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -22,18 +23,22 @@ Address = tuple[str, int]
 
 def _listen(_context: object, _option: object, text: str) -> Address:
     try:
-        return parse_address(text)
-    except ValueError as error:
-        msg = f"--listen: {error}"
-        raise click.UsageError(msg) from None
+        host, port = parse_address(text)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        if port:
+            return str(found[0][4][0]), port
+    except (ValueError, OSError):
+        pass
+    msg = "--listen takes host:port, as in 127.0.0.1:8080"
+    raise click.UsageError(msg)
 
 
 def _upstream(_context: object, _option: object, text: str | None) -> Address | None:
     if text is None:
         return None
-    parts = urlsplit(text)
-    plain = parts.scheme == "http" and not (parts.path.strip("/") or parts.query)
     try:
+        parts = urlsplit(text)
+        plain = parts.scheme == "http" and not (parts.path.strip("/") or parts.query)
         if plain:
             return parse_address(parts.netloc if parts.port else f"{parts.netloc}:80")
     except ValueError:
@@ -56,6 +61,7 @@ async def up(
     data_dir: Path, listen: Address, upstream: Address | None, workers: int
 ) -> None:
     """Start PostgreSQL, Redis, the service and Envoy; stop all with Ctrl-C."""
+    stop = stop_on_signals()
     session = _session_module()
     settings = load_settings()
     metrics_set = "metrics_listen" in settings.model_fields_set
@@ -68,7 +74,7 @@ async def up(
         database_url=settings.database_url.get_secret_value(),
         redis_url=settings.redis_url.get_secret_value(),
     )
-    await session.run(plan, click.echo, stop_on_signals())
+    await session.run(plan, click.echo, stop)
 
 
 def _session_module() -> ModuleType:

@@ -6,6 +6,7 @@ that is what it is asked about.
 
 from __future__ import annotations
 
+import socket
 import threading
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -73,6 +74,10 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
 
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
 class _Probes:
     def __init__(self, registry: CollectorRegistry, sockets: tuple[Path, ...]) -> None:
         self._metrics = make_wsgi_app(registry)
@@ -102,8 +107,9 @@ def _answer(start_response: StartResponse, status: HTTPStatus) -> Iterable[bytes
 
 def _listen(address: tuple[str, int], app: _Probes) -> WSGIServer:
     host, port = address
+    kind = _Server6 if ":" in host else _Server
     try:
-        return make_server(host, port, app, _Server, _QuietHandler)
+        return make_server(host, port, app, kind, _QuietHandler)
     except OSError as error:
-        msg = f"AUTHZ_METRICS_LISTEN: cannot listen at {host}:{port}: {error.strerror}"
+        msg = f"AUTHZ_METRICS_LISTEN: cannot listen at {host}:{port}: {error}"
         raise ConfigError(msg) from None

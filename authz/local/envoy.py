@@ -66,6 +66,7 @@ def envoy_command(places: Places) -> Sequence[str]:
         "--disable-hot-restart",
         # A misspelt field of a reloaded file would otherwise be left out silently.
         "--reject-unknown-dynamic-fields",
+        *("--drain-time-s", "3600"),
         *("--file-flush-interval-msec", "1000"),
         *("--log-level", "warning"),
     )

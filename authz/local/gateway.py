@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from authz.errors import ConfigError
 from authz.local.data_dir import kept_secret, write_private
 from authz.local.envoy import Places, write_config
 from authz.local.postgres import embedded_postgres
-from authz.local.process import private_directory
+from authz.local.process import private_directory, wait_until_ready
 from authz.local.redis import embedded_redis
 from authz.local.stack import (
     answers,
@@ -22,6 +23,7 @@ from authz.local.stack import (
     running_authz,
     running_envoy,
     running_standin,
+    url_of,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 DEFAULT_UPSTREAM = ("127.0.0.1", 11434)
 DEFAULT_METRICS = ("127.0.0.1", 9464)
 DEFAULT_ENVOY_METRICS = ("127.0.0.1", 9465)
+
+_LISTENING_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +69,13 @@ class Gateway:
     @property
     def url(self) -> str:
         """Where clients call."""
-        return _url(self.places.listen)
+        return url_of(self.places.listen)
 
     @property
     def metrics_urls(self) -> str:
         """Where Prometheus reads: the service and Envoy."""
-        envoy = f"{_url(self.places.metrics)}/stats/prometheus"
-        return f"{_url(self.metrics)}/metrics {envoy}"
+        envoy = f"{url_of(self.places.metrics)}/stats/prometheus"
+        return f"{url_of(self.metrics)}/metrics {envoy}"
 
     @property
     def standin(self) -> bool:
@@ -83,13 +87,14 @@ class Gateway:
 async def running_gateway(plan: Plan) -> AsyncIterator[Gateway]:
     """Run everything until the block ends. Raises ConfigError, ChildDied."""
     for address in filter(None, (plan.listen, plan.metrics)):
-        if _is_taken(address):
-            msg = f"port {address[1]} of {address[0]} is taken"
+        if reason := _why_not(address):
+            msg = f"cannot listen on port {address[1]} of {address[0]}: {reason}"
             raise ConfigError(msg)
     (plan.data_dir / "logs").mkdir(mode=0o700, exist_ok=True)
     async with AsyncExitStack() as stack:
         run = stack.enter_context(private_directory("authz-"))
-        yield await _Start(plan, stack, run).everything()
+        metrics = plan.metrics or _free(DEFAULT_METRICS)
+        yield await _Start(plan, stack, run, metrics).everything()
 
 
 @dataclass
@@ -97,12 +102,13 @@ class _Start:
     plan: Plan
     stack: AsyncExitStack
     run: Path
+    metrics: Address
     children: list[Child] = field(default_factory=list)
 
     async def everything(self) -> Gateway:
         database_url, redis_url = await self.stores()
+        self.tell_other_commands(database_url, redis_url)
         upstream = await self.upstream()
-        metrics = self.plan.metrics or _free(DEFAULT_METRICS)
         settings = {
             "AUTHZ_DATABASE_URL": database_url,
             "AUTHZ_REDIS_URL": redis_url,
@@ -110,7 +116,8 @@ class _Start:
             "AUTHZ_LISTEN": str(self.run),
             "AUTHZ_WORKERS": str(self.plan.workers),
         }
-        await self.child(running_authz(settings, metrics, log=self.log("authz")))
+        authz = running_authz(settings, self.metrics, log=self.log("authz"))
+        await self.child(authz)
         places = Places(
             directory=self.plan.data_dir / "envoy",
             run=self.run,
@@ -120,11 +127,15 @@ class _Start:
             workers=self.plan.workers,
         )
         write_config(places)
-        await self.child(running_envoy(places, log=self.log("envoy")))
-        return Gateway(places, metrics, database_url, tuple(self.children))
+        envoy = await self.child(running_envoy(places, log=self.log("envoy")))
+        # Envoy is ready also with a listener that it has refused.
+        await wait_until_ready(
+            envoy, lambda: answers(self.plan.listen, "/healthz"), _LISTENING_S
+        )
+        return Gateway(places, self.metrics, database_url, tuple(self.children))
 
     async def stores(self) -> tuple[str, str]:
-        """Start what is not given, and tell the other commands where it is."""
+        """Start the stores that are not given, and bring the schema up to date."""
         database_url, redis_url = self.plan.database_url, self.plan.redis_url
         if not database_url:
             database_url = await self.stack.enter_async_context(
@@ -141,13 +152,18 @@ class _Start:
             redis_url = own or ""
         async with connected(database_url) as connection:
             await postgres_schema.migrate(connection)
-        told = self.plan.data_dir / "env"
-        self.stack.callback(told.unlink, missing_ok=True)
-        write_private(
-            told,
-            f"AUTHZ_DATABASE_URL={database_url}\nAUTHZ_REDIS_URL={redis_url}\n",
-        )
         return database_url, redis_url
+
+    def tell_other_commands(self, database_url: str, redis_url: str) -> None:
+        file = self.plan.data_dir / "env"
+        self.stack.callback(file.unlink, missing_ok=True)
+        host, port = self.metrics
+        write_private(
+            file,
+            f"AUTHZ_DATABASE_URL='{database_url}'\n"
+            f"AUTHZ_REDIS_URL='{redis_url}'\n"
+            f"AUTHZ_METRICS_LISTEN='{host}:{port}'\n",
+        )
 
     async def upstream(self) -> Address | Path:
         if self.plan.upstream is not None:
@@ -158,31 +174,31 @@ class _Start:
         await self.child(running_standin(socket, log=self.log("standin")))
         return socket
 
-    async def child(self, starting: AbstractAsyncContextManager[Child]) -> None:
-        self.children.append(await self.stack.enter_async_context(starting))
+    async def child(self, starting: AbstractAsyncContextManager[Child]) -> Child:
+        child = await self.stack.enter_async_context(starting)
+        self.children.append(child)
+        return child
 
     def log(self, name: str) -> Path:
         return self.plan.data_dir / "logs" / f"{name}.log"
 
 
-def _url(address: Address) -> str:
-    host, port = address
-    return f"http://{host}:{port}"
-
-
 def _free(address: Address) -> Address:
     """Return the address, or a free port of the same host if it is taken."""
-    if not _is_taken(address):
+    if not _why_not(address):
         return address
     return address[0], free_port(address[0])
 
 
-def _is_taken(address: Address) -> bool:
-    with socket.socket() as probe:
+def _why_not(address: Address) -> str | None:
+    """Return why nobody can listen there now; None if somebody can."""
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    with socket.socket(family) as probe:
         # As servers do: what the last run left in TIME_WAIT is not in the way.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
-        except OSError:
-            return True
-    return False
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            return "it is taken" if taken else str(error.strerror)
+    return None

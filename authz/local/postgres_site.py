@@ -24,7 +24,7 @@ from authz.local.data_dir import write_private
 from authz.local.process import private_directory
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 _DATA = "data"
 _WORKPLACE_FILE = "workplace"  # names the one of the latest run
@@ -140,15 +140,24 @@ def _installation() -> Path:
 
 def _account() -> Account | None:
     if os.geteuid() != 0:
+        _look_up(lambda: pwd.getpwuid(os.geteuid()), "PostgreSQL needs a user name")
         return None
-    try:
-        nobody = pwd.getpwnam("nobody")
-    except KeyError:
-        nobody = None
-    if nobody is None or shutil.which("setpriv") is None:
-        msg = f"as root, PostgreSQL needs setpriv and the user nobody: {_INSTEAD}"
+    problem = "as root, PostgreSQL needs setpriv and the user nobody"
+    nobody = _look_up(lambda: pwd.getpwnam("nobody"), problem)
+    if shutil.which("setpriv") is None:
+        msg = f"{problem}: {_INSTEAD}"
         raise ConfigError(msg)
     return Account(nobody.pw_uid, nobody.pw_gid)
+
+
+def _look_up(
+    look_up: Callable[[], pwd.struct_passwd], problem: str
+) -> pwd.struct_passwd:
+    try:
+        return look_up()
+    except KeyError:
+        msg = f"{problem}: {_INSTEAD}"
+        raise ConfigError(msg) from None
 
 
 def _copied(installation: Path, workplace: Path) -> Path:

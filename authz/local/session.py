@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from typing import TYPE_CHECKING
 
 from authz.local.data_dir import claimed
 from authz.local.demo import curl_line, make_demo_key
 from authz.local.gateway import DEFAULT_UPSTREAM, Gateway, Plan, running_gateway
-from authz.local.stack import installed_models
+from authz.local.stack import installed_models, url_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,13 +28,13 @@ async def run(plan: Plan, say: Say, stop: asyncio.Event) -> None:
     session = asyncio.create_task(_session(plan, say))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({session, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if stopping.done():
+    stopping.cancel()
+    if not session.done():
         say("stopping")
         session.cancel()
         await asyncio.wait({session})
-    else:
-        stopping.cancel()
-        await session
+    if not session.cancelled():
+        session.result()
 
 
 async def _session(plan: Plan, say: Say) -> None:
@@ -48,8 +49,8 @@ async def _introduce(gateway: Gateway, plan: Plan, say: Say) -> None:
     file = plan.data_dir / "demo.key"
     new_key = await make_demo_key(gateway.database_url, file)
     if gateway.standin:
-        host, port = DEFAULT_UPSTREAM
-        say(f"Nothing answers at http://{host}:{port}, so a stand-in plays Ollama:")
+        usual = url_of(DEFAULT_UPSTREAM)
+        say(f"Nothing answers at {usual}, so a stand-in plays Ollama:")
         say("its answers are made up. Start Ollama first, or name it with --upstream.")
     say(f"logs     {plan.data_dir}/logs")
     say(f"metrics  {gateway.metrics_urls}")
@@ -58,7 +59,7 @@ async def _introduce(gateway: Gateway, plan: Plan, say: Say) -> None:
     else:
         say(f"key      {new_key}  (any model, 30 days; kept in {file})")
     models = await installed_models(gateway.places.upstream)
-    shown = new_key or f"$(cat {file})"
+    shown = new_key or f"$(cat {shlex.quote(str(file))})"
     say(f"try      {curl_line(gateway.url, shown, next(iter(models), _ANY_MODEL))}")
 
 

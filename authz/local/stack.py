@@ -62,6 +62,12 @@ async def running_standin(at: Path, *, log: Path) -> AsyncIterator[Child]:
         yield child
 
 
+def url_of(address: Address) -> str:
+    """Return the address as clients write it."""
+    host, port = address
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """Return a port on which nothing listens now."""
     with socket.socket() as free:
@@ -109,7 +115,7 @@ async def got(
         url = f"http://localhost{path}"
     else:
         connector = aiohttp.TCPConnector()
-        url = f"http://{place[0]}:{place[1]}{path}"
+        url = f"{url_of(place)}{path}"
     async with (
         aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT) as session,
         session.get(url) as response,

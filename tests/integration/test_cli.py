@@ -159,6 +159,16 @@ async def test_the_service_refuses_a_schema_that_it_cannot_read(
     assert "upgrade authz" in ended.err
 
 
+@pytest.mark.parametrize("folder", ["nowhere", "x" * 120])
+async def test_a_folder_that_cannot_hold_sockets_is_one_line(
+    run: Run, tmp_path: Path, folder: str
+) -> None:
+    ended = await run("serve", AUTHZ_LISTEN=str(tmp_path / folder))
+    assert ended.status == 2
+    assert ended.err.splitlines()[-1].startswith("authz: AUTHZ_LISTEN: ")
+    assert "Traceback" not in ended.err
+
+
 async def test_a_health_check_without_a_service_is_one_line(run: Run) -> None:
     ended = await run("healthcheck", AUTHZ_METRICS_LISTEN="127.0.0.1:1")
     assert_one_line(ended, status=1)

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+from dotenv import dotenv_values
 
 from authz.local.stack import free_port
 from tests.acceptance.test_auth_flow import CHAT, bearer
 from tests.programs import authz, start
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
 READY_WITHIN_S = 60
 
@@ -57,10 +58,12 @@ class Up:
 
 
 @asynccontextmanager
-async def up(folder: Path, *words: str) -> AsyncIterator[Up]:
+async def up(
+    folder: Path, *words: str, env: Mapping[str, str] | None = None
+) -> AsyncIterator[Up]:
     port = free_port()
     listen = ("--listen", f"127.0.0.1:{port}")
-    running = Up(await start("up", *listen, *words, cwd=folder), port)
+    running = Up(await start("up", *listen, *words, cwd=folder, env=env), port)
     try:
         await running.ready()
         yield running
@@ -140,7 +143,8 @@ async def test_a_taken_port_is_one_line_that_names_it(tmp_path: Path) -> None:
     ended = await authz("up", "--listen", f"127.0.0.1:{port}", cwd=tmp_path)
     server.close()
     assert (ended.status, ended.out) == (2, "")
-    assert ended.err == f"authz: port {port} of 127.0.0.1 is taken\n"
+    problem = f"cannot listen on port {port} of 127.0.0.1: it is taken"
+    assert ended.err == f"authz: {problem}\n"
 
 
 async def test_a_second_run_on_the_same_folder_is_refused(tmp_path: Path) -> None:
@@ -149,6 +153,47 @@ async def test_a_second_run_on_the_same_folder_is_refused(tmp_path: Path) -> Non
         ended = await authz("up", *listen, cwd=tmp_path)
         assert ended.status == 2
         assert "another authz up runs in" in ended.err
+
+
+async def test_a_demo_key_that_no_longer_works_is_made_anew(tmp_path: Path) -> None:
+    async with up(tmp_path):
+        await authz("keys", "revoke", "demo", cwd=tmp_path)
+        old = (tmp_path / ".authz" / "demo.key").read_text().strip()
+    async with up(tmp_path) as again:
+        new = (tmp_path / ".authz" / "demo.key").read_text().strip()
+        assert (await ask(again.url, old)).status_code == 401
+        assert (await ask(again.url, new)).status_code == 200
+
+
+async def test_the_demo_key_of_another_folder_stays_as_it_is(
+    tmp_path: Path, database_url: str
+) -> None:
+    env = {"AUTHZ_DATABASE_URL": database_url}
+    folders = [tmp_path / "a", tmp_path / "b"]
+    keys = []
+    for folder in folders:
+        folder.mkdir()
+        async with up(folder, env=env) as running:
+            keys.append((folder / ".authz" / "demo.key").read_text().strip())
+            statuses = [(await ask(running.url, key)).status_code for key in keys]
+            assert set(statuses) == {200}
+
+
+async def test_the_health_check_asks_the_service_of_its_folder(tmp_path: Path) -> None:
+    async with up(tmp_path):
+        assert (await authz("healthcheck", cwd=tmp_path)).out == "ready\n"
+        env = dotenv_values(tmp_path / ".authz" / "env")
+    ended = await authz(
+        "healthcheck", cwd=tmp_path, env={k: v for k, v in env.items() if v}
+    )
+    assert ended.status == 1
+
+
+@pytest.mark.parametrize("listen", ["nowhere.invalid:80", "127.0.0.1:0", "8080", ""])
+async def test_an_address_that_is_none_is_one_line(tmp_path: Path, listen: str) -> None:
+    ended = await authz("up", "--listen", listen, cwd=tmp_path)
+    assert ended.status == 2
+    assert ended.err == "authz: --listen takes host:port, as in 127.0.0.1:8080\n"
 
 
 async def test_an_explicit_upstream_is_never_replaced(tmp_path: Path) -> None:
