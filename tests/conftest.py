@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from authz.local.process import private_directory
-from tests.gateway import Gateway, Standin, Stores, running_test_gateway, standin
+from tests.gateway import (
+    Gateway,
+    Standin,
+    Stores,
+    own_gateway,
+    running_test_gateway,
+    standin,
+)
 from tests.services import Databases, databases, redis_server
-from tests.upstream import RawUpstream, raw_upstream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from tests.upstream import RawUpstream
 
 # The settings of whoever runs the tests are not those of the tests.
 for name in list(os.environ):
@@ -71,14 +78,8 @@ async def gateway(shared_gateway: Gateway[Standin]) -> Gateway[Standin]:
 async def shared_raw_gateway(
     stores: Stores, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Gateway[RawUpstream]]:
-    logs = tmp_path_factory.mktemp("raw")
-    with private_directory("authz-raw-") as run:
-        socket = run / "upstream.sock"
-        async with (
-            raw_upstream(socket) as upstream,
-            running_test_gateway(stores, upstream, socket, logs) as gateway,
-        ):
-            yield gateway
+    async with own_gateway(stores, tmp_path_factory.mktemp("raw")) as gateway:
+        yield gateway
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from authz.local.stack import (
     running_envoy,
     running_standin,
 )
+from tests.upstream import RawUpstream, raw_upstream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -167,3 +168,17 @@ async def standin(directory: Path) -> AsyncIterator[tuple[Standin, Path]]:
             httpx.AsyncClient(transport=transport, base_url="http://standin") as client,
         ):
             yield Standin(client), socket
+
+
+@asynccontextmanager
+async def own_gateway(
+    stores: Stores, logs: Path, edit: Callable[[Path], None] = lambda _directory: None
+) -> AsyncIterator[Gateway[RawUpstream]]:
+    """Run a gateway for one test alone, before a model server of raw bytes."""
+    with private_directory("authz-raw-") as run:
+        socket = run / "upstream.sock"
+        async with (
+            raw_upstream(socket) as upstream,
+            running_test_gateway(stores, upstream, socket, logs, edit) as gateway,
+        ):
+            yield gateway

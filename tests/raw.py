@@ -12,7 +12,7 @@ import h2.connection
 import h2.events
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 Headers = "Sequence[tuple[str, str]]"
 TIMEOUT_S = 20
@@ -136,6 +136,56 @@ class Http2:
                 return await self._read(stream)
         except ConnectionError:
             return Answer(0, ended="connection closed")
+
+    async def flood(
+        self,
+        headers: Sequence[tuple[str, str]],
+        size: int,
+        streams: int,
+        watch: Callable[[], None],
+    ) -> set[str]:
+        """Upload on many streams at once, all that flow control lets through.
+
+        Calls ``watch`` after every step; returns the statuses of all streams.
+        """
+        left = {}
+        for _ in range(streams):
+            stream = self._h2.get_next_available_stream_id()
+            self._h2.send_headers(stream, list(headers))
+            left[stream] = size
+        statuses: dict[int | None, str] = {}
+        async with asyncio.timeout(TIMEOUT_S):
+            while len(statuses) < streams:
+                sent = self._send_what_fits(left)
+                await self._flush()
+                for event in self._h2.receive_data(await self._arrived(wait=not sent)):
+                    if isinstance(event, h2.events.ResponseReceived):
+                        fields = {str(k): str(v) for k, v in event.headers or ()}
+                        statuses[event.stream_id] = fields[":status"]
+                    elif isinstance(event, h2.events.StreamReset):
+                        left.pop(event.stream_id or 0, None)
+                watch()
+        return set(statuses.values())
+
+    def _send_what_fits(self, left: dict[int, int]) -> int:
+        sent = 0
+        for stream, remaining in left.items():
+            window = self._h2.local_flow_control_window(stream)
+            size = min(remaining, window, self._h2.max_outbound_frame_size)
+            if size:
+                self._h2.send_data(stream, b" " * size)
+                left[stream] = remaining - size
+                sent += size
+        return sent
+
+    async def _arrived(self, *, wait: bool) -> bytes:
+        if wait:
+            return await self._reader.read(65536)
+        try:
+            async with asyncio.timeout(0):
+                return await self._reader.read(65536)
+        except TimeoutError:
+            return b""
 
     async def _read(self, stream: int) -> Answer:
         headers: list[tuple[str, str]] = []

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from authz.local.process import private_directory
 from tests import rows
-from tests.gateway import running_test_gateway
+from tests.gateway import own_gateway
 from tests.raw import http1
 from tests.rows import assert_row
-from tests.upstream import RawUpstream, answer, raw_upstream, stream
+from tests.upstream import answer, stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from tests.gateway import Gateway, Stores
     from tests.raw import Answer
     from tests.rows import Row
+    from tests.upstream import RawUpstream
 
 # Makes the n-th call that the script does for a response fail, where n is given by
 # the model server. Three things cannot fail but by Envoy's own fault, and are what
@@ -58,15 +58,8 @@ async def broken(
             script.write(FAULT)
 
     logs = tmp_path_factory.mktemp("broken")
-    with private_directory("authz-raw-") as run:
-        socket = run / "upstream.sock"
-        async with (
-            raw_upstream(socket) as upstream,
-            running_test_gateway(
-                stores, upstream, socket, logs, break_script
-            ) as gateway,
-        ):
-            yield gateway
+    async with own_gateway(stores, logs, break_script) as gateway:
+        yield gateway
 
 
 async def ask(gateway: Gateway[RawUpstream], method: bytes = b"GET") -> Answer:

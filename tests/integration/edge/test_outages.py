@@ -5,27 +5,22 @@ from __future__ import annotations
 import re
 import signal
 import time
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
-from authz.local.process import private_directory
 from tests import rows
-from tests.gateway import running_test_gateway
+from tests.gateway import own_gateway, running_test_gateway
 from tests.raw import http1
 from tests.rows import assert_row
-from tests.upstream import Act, raw_upstream
+from tests.upstream import Act
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
     from pathlib import Path
 
-    from tests.gateway import Gateway, Stores
+    from tests.gateway import Stores
     from tests.raw import Answer
-    from tests.upstream import RawUpstream
-
-    RawGateway = Gateway[RawUpstream]
 
 HUNG_AUTHZ_S = 2  # what listener.yaml gives authz for a verdict
 
@@ -42,19 +37,6 @@ def with_times(**seconds: float) -> Callable[[Path], None]:
         file.write_text(text)
 
     return edit
-
-
-@asynccontextmanager
-async def own_gateway(
-    stores: Stores, logs: Path, edit: Callable[[Path], None] = lambda _: None
-) -> AsyncIterator[RawGateway]:
-    with private_directory("authz-raw-") as run:
-        socket = run / "upstream.sock"
-        async with (
-            raw_upstream(socket) as upstream,
-            running_test_gateway(stores, upstream, socket, logs, edit) as gateway,
-        ):
-            yield gateway
 
 
 def chat(key: str, *, length: int | None = None) -> bytes:
