@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -21,7 +22,8 @@ class Act(Enum):
     HANG = "hang"
 
 
-Script = "Sequence[bytes | asyncio.Event | Act]"
+# Bytes to send, what to wait for, or what else to do.
+Step = bytes | asyncio.Event | Callable[[], Awaitable[None]] | Act
 
 OK = (
     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
@@ -53,7 +55,7 @@ class Received:
 class RawUpstream:
     """Answers every request by ``script``; remembers what it received."""
 
-    script: Sequence[bytes | asyncio.Event | Act] = OK
+    script: Sequence[Step] = OK
     received: list[Received] = field(default_factory=list)
     released: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -85,15 +87,18 @@ class RawUpstream:
                     await writer.drain()
                 case asyncio.Event():
                     await step.wait()
-                case Act.CLOSE:
-                    return False
-                case Act.RESET:
-                    writer.transport.abort()
-                    return False
-                case Act.HANG:
-                    await self.released.wait()
-                    return False
+                case Act():
+                    return await self._act(step, writer)
+                case _:
+                    await step()
         return True
+
+    async def _act(self, act: Act, writer: asyncio.StreamWriter) -> bool:
+        if act is Act.RESET:
+            writer.transport.abort()
+        if act is Act.HANG:
+            await self.released.wait()
+        return False
 
 
 async def _read_request(reader: asyncio.StreamReader) -> Received:

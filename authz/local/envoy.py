@@ -75,7 +75,7 @@ def envoy_command(places: Places) -> Sequence[str]:
 def write_config(places: Places) -> None:
     """Write the moved files into ``places.directory``."""
     places.directory.mkdir(mode=0o700, exist_ok=True)
-    sources = _sources()
+    sources = config_sources()
     shutil.copy(sources / _SCRIPT, places.directory)
     for name in _FILES:
         config = _moved(yaml.safe_load((sources / name).read_text()), places)
@@ -83,8 +83,8 @@ def write_config(places: Places) -> None:
         (places.directory / name).write_text(yaml.safe_dump(config, sort_keys=False))
 
 
-def _sources() -> Path:
-    """In a checkout envoy/ stands beside the package, in a wheel inside it."""
+def config_sources() -> Path:
+    """Return their folder: beside the package in a checkout, inside it in a wheel."""
     package = Path(str(resources.files("authz")))
     checkout = package.parent / "envoy"
     return checkout if (checkout / _SCRIPT).exists() else package / "envoy_config"

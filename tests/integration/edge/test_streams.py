@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
+from authz.local.stack import got
 from tests.raw import http1, read_answer
 from tests.upstream import Act, chunk, stream
 
@@ -122,6 +124,48 @@ async def test_any_lines_cut_anywhere_come_out_line_by_line(
     parts = [data[start:end] for start, end in edges]
     answered = await through(raw, request_bytes, content_type, parts)
     assert answered == scrubbed(content_type, data)
+
+
+@pytest.mark.parametrize("content_type", RECORDED)
+async def test_a_line_that_envoy_gets_in_two_reads_comes_out_the_same(
+    raw: RawGateway, request_bytes: bytes, content_type: str
+) -> None:
+    """The second part is sent only when Envoy has taken the first."""
+    prefix = b"data: " if content_type == SSE else b""
+    line = prefix + b'{"error":"/root"}\n'
+    data = prefix + b'{"n":1}\n' + line + prefix + b'{"n":2}\n'
+    start = len(data) - 2 * len(line)
+    for cut in range(max(start, 1), len(data)):
+        head, first, second, end = stream(content_type, [data[:cut], data[cut:]])
+        read = Taken(raw, len(head) + len(first))
+        await read.mark()
+        raw.upstream.script = (head, first, read.wait, second, end)
+        answered = await http1(raw.port, request_bytes)
+        assert answered.body == scrubbed(content_type, data), cut
+
+
+@dataclass
+class Taken:
+    """Tells when Envoy has read so many bytes more of the model server."""
+
+    gateway: RawGateway
+    size: int
+    before: int = 0
+
+    async def mark(self) -> None:
+        self.before = await self._total()
+
+    async def wait(self) -> None:
+        async with asyncio.timeout(20):
+            while await self._total() < self.before + self.size:
+                await asyncio.sleep(0)
+
+    async def _total(self) -> int:
+        name = "cluster.ollama.upstream_cx_rx_bytes_total"
+        async with got(
+            self.gateway.run / "admin.sock", f"/stats?filter={name}"
+        ) as page:
+            return int((await page.text()).rpartition(":")[2])
 
 
 async def test_a_line_arrives_before_the_next_is_made(
