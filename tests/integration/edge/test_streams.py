@@ -158,13 +158,11 @@ class Taken:
     async def wait(self) -> None:
         async with asyncio.timeout(20):
             while await self._total() < self.before + self.size:
-                await asyncio.sleep(0)
+                pass
 
     async def _total(self) -> int:
-        name = "cluster.ollama.upstream_cx_rx_bytes_total"
-        async with got(
-            self.gateway.run / "admin.sock", f"/stats?filter={name}"
-        ) as page:
+        path = "/stats?filter=cluster.ollama.upstream_cx_rx_bytes_total"
+        async with got(self.gateway.run / "admin.sock", path) as page:
             return int((await page.text()).rpartition(":")[2])
 
 
