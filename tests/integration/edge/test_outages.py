@@ -113,21 +113,11 @@ async def test_a_model_server_that_is_not_there_is_a_502(
             assert_row(await http1(gateway.port, request), rows.UPSTREAM)
 
 
-async def test_a_model_server_that_says_nothing_is_a_504(
-    stores: Stores, tmp_path: Path
+@pytest.mark.parametrize("limit", ["stream_idle_timeout", "max_stream_duration"])
+async def test_a_model_server_that_never_begins_to_answer_is_a_504(
+    stores: Stores, tmp_path: Path, limit: str
 ) -> None:
-    edit = with_times(stream_idle_timeout=0.5)
-    async with own_gateway(stores, tmp_path, edit) as gateway:
-        gateway.upstream.script = (Act.HANG,)
-        key = await gateway.new_key()
-        assert_row(await http1(gateway.port, chat(key)), rows.UPSTREAM_SLOW)
-
-
-async def test_an_answer_that_never_begins_ends_with_the_longest_stream(
-    stores: Stores, tmp_path: Path
-) -> None:
-    edit = with_times(max_stream_duration=0.5)
-    async with own_gateway(stores, tmp_path, edit) as gateway:
+    async with own_gateway(stores, tmp_path, with_times(**{limit: 0.5})) as gateway:
         gateway.upstream.script = (Act.HANG,)
         key = await gateway.new_key()
         assert_row(await http1(gateway.port, chat(key)), rows.UPSTREAM_SLOW)

@@ -1,0 +1,1 @@
+"""Requests that try to be read in two ways, as data, and what judges the answers."""
