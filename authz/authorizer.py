@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from authz.core.credential import read_credential
-from authz.core.decide import decide, usable
-from authz.core.model import Deny
+from authz.core.decide import find_permitted, judge, read_asked, usable
+from authz.core.model import Allow, Deny
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,15 @@ class Authorizer:
     async def authorize(self, request: Request) -> Decision:
         """Return the verdict. Raises BackendError where none can be reached."""
         key = await self._identify(request)
-        return key if isinstance(key, Deny) else decide(request, key)
+        if isinstance(key, Deny):
+            return key
+        endpoint = find_permitted(request, key)
+        if isinstance(endpoint, Deny):
+            return endpoint
+        if request.headers_only:
+            return Allow(key, endpoint.path, model=None, final=False)
+        asked = read_asked(endpoint, request)
+        return asked if isinstance(asked, Deny) else judge(endpoint, asked, key)
 
     async def _identify(self, request: Request) -> Key | Deny:
         credential = read_credential(request.headers)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from authz.core.body import read_body, read_model
 from authz.core.endpoints import find_endpoint
-from authz.core.model import Allow, Deny, Reason
+from authz.core.model import Allow, Asked, Deny, Reason
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -28,22 +28,8 @@ def usable(key: Key | None, now: datetime) -> Key | Deny:
     return key
 
 
-def decide(request: Request, key: Key) -> Decision:
-    """Return the verdict on a request of a usable key."""
-    endpoint = _permitted_endpoint(request, key)
-    if isinstance(endpoint, Deny):
-        return endpoint
-    if request.headers_only:
-        return Allow(key, endpoint.path, model=None, final=False)
-    if not endpoint.model_fields:
-        return _without_body(request, key, endpoint)
-    model = _permitted_model(request, key, endpoint)
-    if isinstance(model, Deny):
-        return model
-    return Allow(key, endpoint.path, model)
-
-
-def _permitted_endpoint(request: Request, key: Key) -> Endpoint | Deny:
+def find_permitted(request: Request, key: Key) -> Endpoint | Deny:
+    """Return the endpoint that is asked for, if the key may use it."""
     endpoint = find_endpoint(request.method, request.path)
     if isinstance(endpoint, Deny):
         return endpoint
@@ -54,17 +40,19 @@ def _permitted_endpoint(request: Request, key: Key) -> Endpoint | Deny:
     return endpoint
 
 
-def _without_body(request: Request, key: Key, endpoint: Endpoint) -> Decision:
-    if request.body:
-        return Deny(Reason.BODY_UNEXPECTED)
-    return Allow(key, endpoint.path, model=None)
-
-
-def _permitted_model(request: Request, key: Key, endpoint: Endpoint) -> str | Deny:
+def read_asked(endpoint: Endpoint, request: Request) -> Asked | Deny:
+    """Read what the body asks for. The one step that takes time with its size."""
+    if not endpoint.model_fields:
+        return Deny(Reason.BODY_UNEXPECTED) if request.body else Asked(model=None)
     body = read_body(request)
     if isinstance(body, Deny):
         return body
     model = read_model(endpoint, body)
-    if isinstance(model, Deny) or key.models.allows(model):
-        return model
-    return Deny(Reason.MODEL_NOT_LISTED)
+    return model if isinstance(model, Deny) else Asked(model)
+
+
+def judge(endpoint: Endpoint, asked: Asked, key: Key) -> Decision:
+    """Return the verdict on what is asked for."""
+    if asked.model is not None and not key.models.allows(asked.model):
+        return Deny(Reason.MODEL_NOT_LISTED)
+    return Allow(key, endpoint.path, asked.model)

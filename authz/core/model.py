@@ -143,6 +143,13 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asks for; ``model`` is canonical, None where there is none."""
+
+    model: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Allow:
     """The request may pass; ``model`` is canonical, None where there is none.
 
