@@ -22,7 +22,7 @@ lint: $(VENV)/dev ## Check style, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/dev ## Measure the gateway against a server that does nothing
+bench: $(VENV)/dev ## Measure the gateway against a server that does nothing, and its streams
 	$(BIN)/python -m benchmarks
 
 protos: $(VENV)/dev ## Generate authz/pb from protos

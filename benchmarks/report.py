@@ -1,11 +1,12 @@
-"""The samples as a table in Markdown: medians, and what a subject adds. Pure."""
+"""The samples as tables in Markdown: medians, and what a subject adds. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
+from benchmarks.streams import CHUNKS, FIRST_CHUNKS, StreamSample
+from benchmarks.subjects import KEY_CHECK, NO_SCRIPT
 from benchmarks.wrk import Sample
 
 if TYPE_CHECKING:
@@ -14,38 +15,42 @@ if TYPE_CHECKING:
     from benchmarks.wrk import Load
 
 Samples = dict[str, list[Sample]]
+StreamSamples = dict[str, list[StreamSample]]
 
-_HEADER = (
+_REQUESTS_HEADER = (
     "| connections | subject | requests/s | spread | p50 ms | p99 ms "
     "| requests/s of floor | p50 over floor, ms |\n"
     "|---:|---|---:|---:|---:|---:|---:|---:|"
 )
+_STREAMS_HEADER = (
+    f"| subject | CPU µs a chunk | spread | over {NO_SCRIPT}, µs "
+    "| wall µs a chunk | first chunk p50 ms | spread | p99 ms "
+    f"| p50 over {KEY_CHECK}, ms |\n"
+    "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Results:
-    """All samples of a run: by load, then by subject, floor first."""
-
-    samples: Mapping[Load, Samples]
-    rounds: int
-    surroundings: Sequence[str]
-
-
-def markdown(results: Results) -> str:
+def document(surroundings: Sequence[str], sections: Sequence[str]) -> str:
     """Return the report of a run."""
+    lines = "\n".join(f"- {line}" for line in surroundings)
+    return "\n\n".join(["# What the gateway costs", lines, *sections]) + "\n"
+
+
+def requests_section(results: Mapping[Load, Samples]) -> str:
+    """Return the table of whole requests; of each load, the first subject is floor."""
     rows = [
-        _row(load, name, samples)
-        for load, samples in results.samples.items()
+        _request_row(load, name, samples)
+        for load, samples in results.items()
         for name in samples
     ]
-    seconds = next(iter(results.samples)).seconds
+    load, samples = next(iter(results.items()))
+    rounds = len(next(iter(samples.values())))
     paragraphs = (
-        "# What the gateway costs",
-        "\n".join(f"- {line}" for line in results.surroundings),
-        "\n".join([_HEADER, *rows]),
-        f"Medians of {results.rounds} rounds; a round measures every subject for "
-        f"{seconds} s at every number of connections, one after the other. Spread is "
-        "the largest minus the smallest rate, as a share of the median.",
+        "## Requests",
+        "\n".join([_REQUESTS_HEADER, *rows]),
+        f"Medians of {rounds} rounds; a round measures every subject for "
+        f"{load.seconds} s at every number of connections, one after the other. "
+        "Spread is the largest minus the smallest value, as a share of the median.",
         "`floor` is Envoy with a grpcio server that allows everything unread; "
         "`gateway` is Envoy with `authz serve`, PostgreSQL, Redis and a key in "
         "memory. Both have the same listener.yaml, and an Envoy that gives one "
@@ -53,18 +58,38 @@ def markdown(results: Results) -> str:
         "the cores named above, so the absolute rates are those of a small machine "
         "that is busy with measuring; compare the rows of one table only.",
     )
-    return "\n\n".join(paragraphs) + "\n"
+    return "\n\n".join(paragraphs)
 
 
-def _row(load: Load, name: str, samples: Samples) -> str:
+def streams_section(samples: StreamSamples) -> str:
+    """Return the table of streams."""
+    rows = [_stream_row(name, samples) for name in samples]
+    rounds = len(next(iter(samples.values())))
+    paragraphs = (
+        "## Streams",
+        "\n".join([_STREAMS_HEADER, *rows]),
+        f"Medians of {rounds} rounds, as above. A sample asks {FIRST_CHUNKS} times "
+        "for a first chunk, which waits for the request at the upstream, and then "
+        f"for streams of {CHUNKS:,} lines of NDJSON, each said when the last has "
+        "arrived: every line is a chunk of its own, and a read and a write of Envoy.",
+        f"All have the same `authz serve`. `{NO_SCRIPT}` is `gateway` less "
+        f"gateway.lua; `{KEY_CHECK}` is Envoy with the check, the router and nothing "
+        "else of listener.yaml. CPU is the time that Envoy's threads ran; the wall "
+        "time is a round trip and has the client and the upstream in it. All share "
+        "one core, on which nothing of a stream runs at once: these are the costs of "
+        "warm caches, lower than those of a stream that trickles.",
+    )
+    return "\n\n".join(paragraphs)
+
+
+def _request_row(load: Load, name: str, samples: Samples) -> str:
     floor = _median(next(iter(samples.values())))
     here = _median(samples[name])
-    rates = [sample.rps for sample in samples[name]]
     cells = (
         str(load.connections),
         name,
         f"{here.rps:,.0f}",
-        f"{(max(rates) - min(rates)) / here.rps:.0%}",
+        _spread([sample.rps for sample in samples[name]]),
         f"{here.p50_ms:.2f}",
         f"{here.p99_ms:.2f}",
         f"{here.rps / floor.rps:.0%}",
@@ -73,9 +98,40 @@ def _row(load: Load, name: str, samples: Samples) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _stream_row(name: str, samples: StreamSamples) -> str:
+    here = _stream_median(samples[name])
+    added_us = here.cpu_us - _stream_median(samples[NO_SCRIPT]).cpu_us
+    added_ms = here.first_p50_ms - _stream_median(samples[KEY_CHECK]).first_p50_ms
+    cells = (
+        name,
+        f"{here.cpu_us:.1f}",
+        _spread([sample.cpu_us for sample in samples[name]]),
+        f"{added_us:+.1f}",
+        f"{here.wall_us:.0f}",
+        f"{here.first_p50_ms:.2f}",
+        _spread([sample.first_p50_ms for sample in samples[name]]),
+        f"{here.first_p99_ms:.2f}",
+        f"{added_ms:+.2f}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{(max(values) - min(values)) / median(values):.0%}"
+
+
 def _median(samples: Sequence[Sample]) -> Sample:
     return Sample(
         rps=median(sample.rps for sample in samples),
         p50_ms=median(sample.p50_ms for sample in samples),
         p99_ms=median(sample.p99_ms for sample in samples),
+    )
+
+
+def _stream_median(samples: Sequence[StreamSample]) -> StreamSample:
+    return StreamSample(
+        cpu_us=median(sample.cpu_us for sample in samples),
+        wall_us=median(sample.wall_us for sample in samples),
+        first_p50_ms=median(sample.first_p50_ms for sample in samples),
+        first_p99_ms=median(sample.first_p99_ms for sample in samples),
     )
