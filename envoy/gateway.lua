@@ -40,6 +40,8 @@ function envoy_on_request(handle)
   local id = headers:get("x-request-id")
   if id and #id <= 128 and id:find("^[%w._-]+$") then
     metadata:set("gateway", "request_id", id)
+  else
+    headers:remove("x-request-id")
   end
   if headers:get(":method") == "HEAD" then
     metadata:set("gateway", "head", true)
@@ -59,31 +61,43 @@ end
 
 -- Upstream errors --------------------------------------------------------
 
--- code, message for a 400 of the model server that said `text`.
+-- code, message for a 400 of the model server that said `text`. It may repeat what
+-- a client wrote, so no pattern here takes more than linear time.
 local function explain(text)
-  text = text:lower()
+  text = text:sub(1, 4096):lower()
   local feature = FEATURES[text:match("does not support (%a+)")]
   if feature then
     return "feature_not_supported", NO_FEATURE:format(feature)
   end
-  if text:find("exceeds.*context") or text:find("longer than the context", 1, true) then
+  local _, exceeds = text:find("exceeds", 1, true)
+  if exceeds and text:find("context", exceeds, true) or text:find("longer than the context", 1, true) then
     return "context_too_long", TOO_LONG
   end
   return REPLIES["400"].code, REPLIES["400"].message
 end
 
--- Nothing of the model server's headers stays; returns the request id, which the
--- route has set and which is ours.
-local function replace_headers(headers, reply)
-  local names = {}
+-- What may stay of a response's headers; both ids are ours, the route sets them.
+local OF_AN_ANSWER = {
+  [":status"] = true, ["x-request-id"] = true, ["request-id"] = true, ["date"] = true,
+  ["content-type"] = true, ["content-length"] = true, ["transfer-encoding"] = true,
+}
+local OF_AN_ERROR = { [":status"] = true, ["x-request-id"] = true }
+
+local function keep_only(headers, kept)
+  local others = {}
   for name in pairs(headers) do
-    names[#names + 1] = name
-  end
-  for _, name in ipairs(names) do
-    if name:sub(1, 1) ~= ":" and name ~= "x-request-id" then
-      headers:remove(name)
+    if not kept[name] then
+      others[#others + 1] = name
     end
   end
+  for _, name in ipairs(others) do
+    headers:remove(name)
+  end
+end
+
+-- Returns the request id.
+local function replace_headers(headers, reply)
+  keep_only(headers, OF_AN_ERROR)
   local id = headers:get("x-request-id")
   headers:replace(":status", reply.status)
   headers:replace("content-type", "application/json")
@@ -97,20 +111,45 @@ local function replace_headers(headers, reply)
   return id
 end
 
+-- Our body goes out with the first piece of theirs: theirs may take long to end.
+local function replace_body(handle, body)
+  for chunk in handle:bodyChunks() do
+    chunk:setBytes(body)
+    body = ""
+  end
+end
+
+-- Returns our body, and whether the answer to this request may have one.
+local function replace_head(handle, reply)
+  local headers = handle:headers()
+  local body = BODY:format(reply.code, reply.message, replace_headers(headers, reply))
+  headers:replace("content-length", tostring(#body))
+  return body, not to_head(handle)
+end
+
 local function replace_error(handle, status)
+  local bodiless = handle:headers():get("content-length") == "0" or status:find("^[123]")
+  handle:streamInfo():dynamicMetadata():set("gateway", "upstream_status", status)
   local reply = REPLIES[status] or FAILED
-  local headers, head = handle:headers(), to_head(handle)
-  local id = replace_headers(headers, reply)
-  local code, message = reply.code, reply.message
-  if head then
-    headers:replace("content-length", tostring(#BODY:format(code, message, id)))
-    return
+  local body, wanted = replace_head(handle, reply)
+  if wanted and status == "400" then
+    local id = handle:headers():get("x-request-id")
+    local theirs = handle:body(true) -- after it, headers cannot be changed any more
+    local code, message = explain(theirs:getBytes(0, theirs:length()))
+    theirs:setBytes(BODY:format(code, message, id))
+  elseif wanted and bodiless then
+    handle:body(true):setBytes(body)
+  elseif wanted then
+    replace_body(handle, body)
   end
-  local body = handle:body(true) -- after it, headers cannot be changed any more
-  if status == "400" then
-    code, message = explain(body:getBytes(0, body:length()))
+end
+
+-- Where the above has failed, whatever it had done.
+local function replace_whole(handle)
+  local body, wanted = replace_head(handle, FAILED)
+  if wanted then
+    handle:body(true):setBytes(body)
   end
-  body:setBytes(BODY:format(code, message, id))
 end
 
 -- Streams ----------------------------------------------------------------
@@ -181,6 +220,9 @@ local function scrub_stream(handle, form)
   for chunk in handle:bodyChunks() do
     local ok, clean = pcall(scrub, stream, chunk)
     if not ok then -- after one failure nothing is sent any more
+      if stream then
+        handle:logErr(clean)
+      end
       stream, clean = nil, ""
       chunk:setBytes("")
     end
@@ -226,6 +268,15 @@ end
 
 -- Response ---------------------------------------------------------------
 
+-- How to watch a response of this type; any of the types that it gives counts.
+local function stream_form(content_type)
+  for name in (content_type or ""):lower():gmatch("[%w.+-]+/[%w.+-]+") do
+    if STREAMS[name] then
+      return STREAMS[name]
+    end
+  end
+end
+
 local function respond(handle)
   local headers = handle:headers()
   local status = headers:get(":status")
@@ -234,11 +285,12 @@ local function respond(handle)
     if headers:get("grpc-status") then
       restore(handle, headers)
     end
-  elseif status:sub(1, 1) ~= "2" or headers:get("content-encoding") then
+  elseif not status:find("^2%d%d$") or headers:get("content-encoding") then
     -- What is encoded we cannot read, and did not ask for.
     replace_error(handle, status)
   else
-    local form = STREAMS[(headers:get("content-type") or ""):lower():match("^[^; ]*")]
+    local form = stream_form(headers:get("content-type"))
+    keep_only(headers, OF_AN_ANSWER)
     if form then
       headers:remove("content-length")
       scrub_stream(handle, form)
@@ -246,9 +298,16 @@ local function respond(handle)
   end
 end
 
--- An error in a script lets the response through as it is, so there is none.
+-- An error in a script lets the response through as it is, so there is none; what
+-- still has the header that marks the model server's responses is held back by the
+-- filter outside this one.
 function envoy_on_response(handle)
-  if not (pcall(respond, handle) or pcall(replace_error, handle, "502")) then
+  local ok, problem = pcall(respond, handle)
+  if ok then
+    return
+  end
+  handle:logErr(problem)
+  if not pcall(replace_whole, handle) then
     handle:body(true):setBytes("")
   end
 end
