@@ -96,6 +96,7 @@ def assert_row(answer: Answer, row: Row, *, head: bool = False) -> None:
     assert {name for name, _ in answer.headers} <= _ALLOWED_HEADERS, answer
     for name in ("x-should-retry", "retry-after", "www-authenticate", "allow"):
         assert answer.header(name) == row.headers.get(name), name
+    assert not _LEAK.search(repr(answer.headers).encode() + answer.body), answer
     if head:
         assert answer.body == b""
         return
@@ -104,4 +105,3 @@ def assert_row(answer: Answer, row: Row, *, head: bool = False) -> None:
         "message": row.message,
         "request_id": request_id,
     }
-    assert not _LEAK.search(repr(answer.headers).encode() + answer.body), answer

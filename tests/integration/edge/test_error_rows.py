@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,7 +11,7 @@ import pytest
 
 from authz.core.credential import mint
 from tests import rows
-from tests.raw import http1, http2
+from tests.raw import Http2, http1, http2
 from tests.rows import Row, assert_row
 from tests.upstream import Act, answer
 
@@ -217,12 +219,56 @@ BROKEN = {
 }
 
 
+@pytest.mark.parametrize("grpc", [False, True])
 @pytest.mark.parametrize("case", BROKEN)
 async def test_a_model_server_that_breaks_is_a_502(
-    raw: RawGateway, key: str, protocol: str, case: str
+    raw: RawGateway, key: str, protocol: str, case: str, grpc: bool
 ) -> None:
     raw.upstream.script = BROKEN[case]
-    assert_row(await GOOD.over(protocol, raw.port, key), rows.UPSTREAM)
+    ask = GOOD.plus(GRPC) if grpc else GOOD
+    assert_row(await ask.over(protocol, raw.port, key), rows.UPSTREAM)
+
+
+async def test_an_error_is_answered_before_the_model_server_has_told_it_all(
+    raw: RawGateway, key: str
+) -> None:
+    go_on = asyncio.Event()
+    head = b"HTTP/1.1 500 X\r\ncontent-length: 1000\r\n\r\n"
+    raw.upstream.script = (head + b"/root", go_on, b"x" * 995)
+    answered = await GOOD.over("HTTP/1.1", raw.port, key)
+    go_on.set()
+    assert_row(answered, rows.UPSTREAM)
+
+
+async def test_a_400_that_repeats_a_client_costs_linear_time(
+    raw: RawGateway, key: str
+) -> None:
+    """Twenty take minutes if a pattern goes back over the text for every word."""
+    raw.upstream.script = answer(400, json.dumps({"error": "exceeds" * 4_400}))
+    async with asyncio.timeout(5):
+        for _ in range(20):
+            assert_row(await GOOD.over("HTTP/1.1", raw.port, key), rows.INVALID)
+
+
+async def test_a_body_that_is_too_large_has_its_row(raw: RawGateway, key: str) -> None:
+    ask = Ask(body=b" " * (16 * 1024 * 1024 + 1))
+    assert_row(await ask.over("HTTP/1.1", raw.port, key), rows.TOO_LARGE)
+    headers = [(":method", "POST"), (":path", "/api/chat"), (":scheme", "http")]
+    headers += [(":authority", "a"), ("authorization", f"Bearer {key}")]
+    async with Http2(raw.port) as client:
+        size = len(ask.body)
+        assert await client.flood(headers, size, 1, lambda: None) == {"413"}
+
+
+async def test_nothing_of_the_model_server_but_the_answer_is_passed_on(
+    raw: RawGateway, key: str, protocol: str
+) -> None:
+    raw.upstream.script = answer(200, '{"ok":true}')
+    answered = await GOOD.over(protocol, raw.port, key)
+    names = {name for name, _ in answered.headers}
+    ours = {"x-request-id", "request-id", "date"}
+    assert names == {"content-type", "content-length"} | ours
+    assert answered.body == b'{"ok":true}'
 
 
 def http1_cases() -> dict[str, tuple[bytes, Row]]:

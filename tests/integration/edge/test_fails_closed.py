@@ -62,6 +62,22 @@ async def broken(
         yield gateway
 
 
+@pytest.mark.parametrize("script", ["", "x = 1", "envoy_on_response = nil"])
+@pytest.mark.parametrize("status", [200, 500])
+async def test_without_a_working_script_no_answer_gets_out(
+    stores: Stores, tmp_path: Path, script: str, status: int
+) -> None:
+    def write_script(directory: Path) -> None:
+        (directory / "gateway.lua").write_text(script)
+
+    async with own_gateway(stores, tmp_path, write_script) as gateway:
+        gateway.upstream.script = answer(status, SECRET)
+        answered = await ask(gateway)
+        assert_row(answered, rows.UPSTREAM)
+        gateway.upstream.script = answer(status)
+        assert (await ask(gateway, b"HEAD")).status == rows.UPSTREAM.status
+
+
 async def ask(gateway: Gateway[RawUpstream], method: bytes = b"GET") -> Answer:
     key = await gateway.new_key()
     return await http1(
@@ -114,6 +130,7 @@ async def test_a_stream_lets_no_error_out_wherever_the_script_breaks(
     for step in range(1, STEPS):
         broken.upstream.script = at_step(step, whole)
         answered = await ask(broken)
+        assert answered.status in {200, rows.UPSTREAM.status}, step
         assert SECRET not in answered.body, step
     broken.upstream.script = at_step(STEPS, whole)
     answered = await ask(broken)

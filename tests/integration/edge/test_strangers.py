@@ -117,7 +117,7 @@ async def test_two_authorization_headers_are_refused_at_any_length(
 @pytest.mark.parametrize(
     ("size", "checks"), [(65_536, 1), (65_537, 2)], ids=["short", "long"]
 )
-async def test_only_a_long_body_costs_a_second_check(
+async def test_a_long_body_costs_a_second_check(
     raw: RawGateway, size: int, checks: int
 ) -> None:
     key = (await raw.new_key()).encode()
