@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help up test lint bench protos pins setup clean
+.PHONY: help up test lint bench fuzz routes protos pins setup clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,12 @@ lint: $(VENV)/dev ## Check style, types and layers
 
 bench: $(VENV)/dev ## Measure the gateway against a server that does nothing, and its streams
 	$(BIN)/python -m benchmarks
+
+fuzz: $(VENV)/dev ## Search for a minute for inputs that break a property
+	$(BIN)/python -m tests.fuzz
+
+routes: $(VENV)/dev ## Compare our table of routes with Ollama's source in OLLAMA=/path
+	$(BIN)/python -m tests.compare_routes $(OLLAMA)
 
 protos: $(VENV)/dev ## Generate authz/pb from protos
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. protos/authz/pb/*.proto

@@ -11,6 +11,7 @@ import structlog
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from redis.asyncio import Redis
 
+from authz.adapters.body_process import body_process
 from authz.adapters.postgres import connected, pooled
 from authz.adapters.postgres_changes import follow_changes
 from authz.adapters.postgres_keys import PostgresKeys
@@ -18,6 +19,7 @@ from authz.adapters.postgres_schema import check_schema
 from authz.adapters.redis_cache import TIMEOUT_S, RedisKeyCache
 from authz.authorizer import Authorizer
 from authz.edge.check import Check
+from authz.edge.model_list import ModelLists
 from authz.edge.server import serving
 from authz.errors import ConfigError, StoreUnavailable
 from authz.lookup import Freshness, Lookup
@@ -66,9 +68,10 @@ async def run_worker(
         )
         following = asyncio.create_task(follow_changes(url, lookup))
         stack.callback(following.cancel)
-        check = Check(Authorizer(lookup, _now), metrics)
+        large_bodies = await stack.enter_async_context(body_process())
+        check = Check(Authorizer(lookup, _now, large_bodies), metrics)
         socket = socket_path(settings, worker)
-        await stack.enter_async_context(serving(check, socket))
+        await stack.enter_async_context(serving(check, ModelLists(), socket))
         log.info("serving", socket=str(socket))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({stopping, following}, return_when=asyncio.FIRST_COMPLETED)

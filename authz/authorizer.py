@@ -12,16 +12,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from authz.core.model import Decision, Key, Request
+    from authz.core.endpoints import Endpoint
+    from authz.core.model import Asked, Decision, Key, Request
     from authz.lookup import Lookup
+    from authz.ports import BodyReader
+
+# The worst body of this size takes 6 ms to read, a plain text 0.1 ms. Every other
+# check of the worker waits as long.
+_INLINE_BYTES = 64 * 1024
 
 
 class Authorizer:
     """Answers every Check of Envoy."""
 
-    def __init__(self, lookup: Lookup, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, lookup: Lookup, now: Callable[[], datetime], large_bodies: BodyReader
+    ) -> None:
         self._lookup = lookup
         self._now = now
+        self._large_bodies = large_bodies
 
     async def authorize(self, request: Request) -> Decision:
         """Return the verdict. Raises BackendError where none can be reached."""
@@ -33,7 +42,7 @@ class Authorizer:
             return endpoint
         if request.headers_only:
             return Allow(key, endpoint.path, model=None, final=False)
-        asked = read_asked(endpoint, request)
+        asked = await self._read(endpoint, request)
         return asked if isinstance(asked, Deny) else judge(endpoint, asked, key)
 
     async def _identify(self, request: Request) -> Key | Deny:
@@ -42,3 +51,8 @@ class Authorizer:
             return credential
         key = await self._lookup.find(credential.digest)
         return usable(key, self._now())
+
+    async def _read(self, endpoint: Endpoint, request: Request) -> Asked | Deny:
+        if len(request.body) <= _INLINE_BYTES or not endpoint.model_fields:
+            return read_asked(endpoint, request)
+        return await self._large_bodies.read(request)

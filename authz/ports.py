@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from authz.core.model import Key
+    from authz.core.model import Asked, Deny, Key, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,14 @@ class KeyCache(Protocol):
 
     async def drop(self, digest: bytes) -> None:
         """Forget."""
+        ...
+
+
+class BodyReader(Protocol):
+    """Reads bodies that are too large to be read between two other checks."""
+
+    async def read(self, request: Request) -> Asked | Deny:
+        """Return what ``core.decide.read_asked`` says; raises BackendError."""
         ...
 
 

@@ -27,7 +27,7 @@ Step = bytes | asyncio.Event | Callable[[], Awaitable[None]] | Act
 
 OK = (
     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
-    b'content-length: 11\r\n\r\n{"ok":true}',
+    b'content-length: 27\r\n\r\n{"ok":true,"id":"llama3.1"}',
 )
 
 

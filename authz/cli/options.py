@@ -13,6 +13,7 @@ from authz.core.allowlist import canonical_pattern
 from authz.core.model import Scope
 
 _LABEL = re.compile(r"(?! )[A-Za-z0-9._@/ -]{1,80}(?<! )")
+_MOST_PATTERNS = 1_000
 # A date that is still one in every time zone.
 _FURTHEST = datetime(9999, 12, 30, tzinfo=UTC)
 
@@ -46,10 +47,11 @@ def id_or_name(_context: object, _argument: object, text: str) -> str:
 
 def models(_context: object, _option: object, text: str) -> tuple[str, ...]:
     """Read patterns, separated by commas, into their canonical form."""
-    canonical = {
-        pattern: canonical_pattern(pattern)
-        for pattern in map(str.strip, text.split(","))
-    }
+    patterns = [pattern.strip() for pattern in text.split(",")]
+    if len(patterns) > _MOST_PATTERNS:
+        msg = f"--models takes at most {_MOST_PATTERNS} patterns"
+        raise click.UsageError(msg)
+    canonical = {pattern: canonical_pattern(pattern) for pattern in patterns}
     for pattern, form in canonical.items():
         if form is None:
             msg = f"--models: {pattern!r} is no model name or pattern"
@@ -58,11 +60,11 @@ def models(_context: object, _option: object, text: str) -> tuple[str, ...]:
 
 
 def scopes(_context: object, _option: object, text: str) -> tuple[str, ...]:
-    """Read scopes; `manage` cannot be granted yet, its endpoints stay closed."""
-    grantable = [Scope.INFERENCE.value, Scope.READ.value]
+    """Read scopes, separated by commas."""
+    grantable = [scope.value for scope in Scope]
     asked = tuple(dict.fromkeys(text.split(",")))
     if not set(asked).issubset(grantable):
-        msg = f"--scopes takes {' and '.join(grantable)}, separated by a comma"
+        msg = f"--scopes takes {', '.join(grantable)}, separated by commas"
         raise click.UsageError(msg)
     return asked
 

@@ -8,6 +8,7 @@ the body is refused instead.
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import TYPE_CHECKING, NoReturn
 
@@ -15,8 +16,6 @@ from authz.core import names
 from authz.core.model import Deny, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from authz.core.endpoints import Endpoint
     from authz.core.model import Request
 
@@ -26,10 +25,13 @@ Json = dict[str, object]
 # other spelling could be one that we look for.
 _PLAIN_KEY = re.compile(r"[a-z0-9_$]+")
 
-
-# Objects, arrays and members cost many times their bytes; a large prompt or image
-# costs its bytes. (Signs inside texts count too: the bound is generous.)
+# Values cost many times their bytes; a large prompt or image costs its bytes.
+# (Signs inside texts count too: the bound is generous.)
+_SIGNS = (b"{", b"[", b":", b",")
 _MOST_PARTS = 500_000
+# JSON schemas of tools and formats nest some dozens deep.
+_DEEPEST = 200
+_MOST_DIGITS = 100
 
 
 class _NotStrictError(ValueError):
@@ -40,37 +42,67 @@ def _unique(pairs: list[tuple[str, object]]) -> Json:
     members = dict(pairs)
     if len(members) != len(pairs):
         raise _NotStrictError
+    # Go reads every lone surrogate as U+FFFD, which may make two keys one.
+    "".join(members).encode()
     return members
+
+
+def _integer(digits: str) -> int:
+    # Reading an integer takes time with the square of its length.
+    if len(digits) > _MOST_DIGITS:
+        raise _NotStrictError
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise _NotStrictError
+    return number
 
 
 def _refuse(_constant: str) -> NoReturn:
     raise _NotStrictError
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique,
+    parse_int=_integer,
+    parse_float=_finite,
+    parse_constant=_refuse,
+)
 
 
 def read_body(request: Request) -> Json | Deny:
     """Return the one JSON object that is the whole body."""
-    refused = _refused_framing(request.headers, len(request.body))
+    refused = refused_framing(request)
     if refused:
         return Deny(refused)
-    if sum(map(request.body.count, (b"{", b"[", b":"))) > _MOST_PARTS:
+    if sum(map(request.body.count, _SIGNS)) > _MOST_PARTS:
         return Deny(Reason.BODY_TOO_COMPLEX)
-    try:
-        body = _DECODER.decode(request.body.decode("utf-8"))
-    except (ValueError, RecursionError):
-        return Deny(Reason.BODY_NOT_STRICT_JSON)
-    if not isinstance(body, dict):
-        return Deny(Reason.BODY_NOT_STRICT_JSON)
+    body = _parse(request.body)
+    if isinstance(body, Deny):
+        return body
     if not all(map(_PLAIN_KEY.fullmatch, body)):
         return Deny(Reason.BODY_ODD_FIELD)
     return body
 
 
-def read_model(endpoint: Endpoint, body: Json) -> str | Deny:
-    """Return the canonical name of the model that the body asks for."""
-    present = [body[field] for field in endpoint.model_fields if field in body]
+def read_models(endpoint: Endpoint, body: Json) -> tuple[str, ...] | Deny:
+    """Return the canonical names that a body holds, first what it is about."""
+    further = ((field,) for field in endpoint.further_fields if field in body)
+    models = []
+    for fields in (endpoint.model_fields, *further):
+        name = _read_name(fields, body)
+        if isinstance(name, Deny):
+            return name
+        models.append(name)
+    return tuple(models)
+
+
+def _read_name(fields: tuple[str, ...], body: Json) -> str | Deny:
+    """Read one name that may stand in several fields, if they agree on it."""
+    present = [body[field] for field in fields if field in body]
     spellings = [name for name in present if isinstance(name, str)]
     found = {names.canonical(name) for name in spellings if name}
     if not found or len(spellings) < len(present):
@@ -81,7 +113,9 @@ def read_model(endpoint: Endpoint, body: Json) -> str | Deny:
     return Deny(name) if isinstance(name, Reason) else name
 
 
-def _refused_framing(headers: Mapping[str, str], size: int) -> Reason | None:
+def refused_framing(request: Request) -> Reason | None:
+    """Tell why the bytes of a body may not be all that was sent, as it was sent."""
+    headers, size = request.headers, str(len(request.body))
     encoding = headers.get("content-encoding", "identity")
     if encoding.strip().lower() != "identity":
         return Reason.ENCODING_ODD
@@ -89,6 +123,33 @@ def _refused_framing(headers: Mapping[str, str], size: int) -> Reason | None:
         return Reason.MULTIPART
     if headers.get("x-envoy-auth-partial-body", "false") != "false":
         return Reason.BODY_INCOMPLETE
-    if headers.get("content-length", str(size)) != str(size):
+    if headers.get("content-length", size) != size:
         return Reason.BODY_INCOMPLETE
     return None
+
+
+def _parse(text: bytes) -> Json | Deny:
+    try:
+        body = _DECODER.decode(text.decode("utf-8"))
+    except RecursionError:  # several times deeper than what we take
+        return Deny(Reason.BODY_TOO_COMPLEX)
+    except ValueError:
+        return Deny(Reason.BODY_NOT_STRICT_JSON)
+    if not isinstance(body, dict):
+        return Deny(Reason.BODY_NOT_STRICT_JSON)
+    opened = text.count(b"{") + text.count(b"[")
+    if opened > _DEEPEST and _is_too_deep(body):
+        return Deny(Reason.BODY_TOO_COMPLEX)
+    return body
+
+
+def _is_too_deep(body: Json) -> bool:
+    level: list[Json | list[object]] = [body]
+    for _ in range(_DEEPEST):
+        level = [
+            child
+            for value in level
+            for child in (value.values() if isinstance(value, dict) else value)
+            if isinstance(child, (dict, list))
+        ]
+    return bool(level)

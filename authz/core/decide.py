@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from authz.core.body import read_body, read_model
+from authz.core.body import read_body, read_models, refused_framing
 from authz.core.endpoints import find_endpoint
-from authz.core.model import Allow, Asked, Deny, Reason
+from authz.core.model import Allow, Asked, Deny, Reason, Scope
+from authz.core.names import DEFAULT_HOST, canonical
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -35,24 +36,51 @@ def find_permitted(request: Request, key: Key) -> Endpoint | Deny:
         return endpoint
     if endpoint.scope not in key.scopes:
         return Deny(Reason.SCOPE_MISSING)
-    if endpoint.lists_models and not key.models.everything:
-        return Deny(Reason.LIST_NEEDS_ALL_MODELS)
     return endpoint
 
 
 def read_asked(endpoint: Endpoint, request: Request) -> Asked | Deny:
-    """Read what the body asks for. The one step that takes time with its size."""
-    if not endpoint.model_fields:
-        return Deny(Reason.BODY_UNEXPECTED) if request.body else Asked(model=None)
-    body = read_body(request)
-    if isinstance(body, Deny):
-        return body
-    model = read_model(endpoint, body)
-    return model if isinstance(model, Deny) else Asked(model)
+    """Read what is asked for. The one step that takes time with the body's size."""
+    if endpoint.model_fields:
+        return _asked_in_body(endpoint, request)
+    if endpoint.takes_bytes and request.method == "POST":
+        refused = refused_framing(request)
+        return Deny(refused) if refused else Asked()
+    if request.body:
+        return Deny(Reason.BODY_UNEXPECTED)
+    return _asked_in_path(request.path) if endpoint.model_in_path else Asked()
 
 
 def judge(endpoint: Endpoint, asked: Asked, key: Key) -> Decision:
     """Return the verdict on what is asked for."""
-    if asked.model is not None and not key.models.allows(asked.model):
+    if not all(map(key.models.allows, asked.models)):
         return Deny(Reason.MODEL_NOT_LISTED)
+    if endpoint.scope is Scope.MANAGE and not all(map(_is_ollamas, asked.models)):
+        return Deny(Reason.MODEL_ELSEWHERE)
+    if asked.switched:
+        return Deny(Reason.PARAMETER_SWITCH)
     return Allow(key, endpoint.path, asked.model)
+
+
+def _asked_in_body(endpoint: Endpoint, request: Request) -> Asked | Deny:
+    body = read_body(request)
+    if isinstance(body, Deny):
+        return body
+    models = read_models(endpoint, body)
+    if isinstance(models, Deny):
+        return models
+    # Clients send the value of an unset switch too.
+    return Asked(models, switched=any(map(body.get, endpoint.switches)))
+
+
+def _asked_in_path(path: str) -> Asked | Deny:
+    name = canonical(path.rpartition("/")[2])
+    return Deny(name) if isinstance(name, Reason) else Asked((name,))
+
+
+def _is_ollamas(name: str) -> bool:
+    """Tell whether Ollama's own registry is where a name is pulled or pushed.
+
+    Any other host in a name is one that the server would be made to call.
+    """
+    return name.startswith(f"{DEFAULT_HOST}/")

@@ -1,6 +1,6 @@
 """The routes of Ollama that may be reached, as data; what is not here is closed.
 
-Ollama 0.33, server/routes.go.
+Ollama 0.33, server/routes.go. `make routes` compares this table with another tree.
 """
 
 from __future__ import annotations
@@ -13,9 +13,14 @@ from authz.core.model import Deny, Reason, Scope
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One route; ``model_fields`` are the fields of its body that name a model.
+    """One route, and where a request to it names models.
 
-    Where there are several, Ollama takes the first that is not empty.
+    ``model_fields`` are the spellings of one name in a JSON body; Ollama takes the
+    first that is not empty. ``further_fields`` name more models, each its own.
+    ``model_in_path`` is for a name that is the last segment of the path.
+    ``switches`` are fields that must be unset, whatever a key may do.
+    ``takes_bytes`` marks a POST whose body is no JSON but any bytes.
+    ``streams`` marks answers that come in parts unless the body says otherwise.
     ``lists_models`` marks answers that name models nobody asked for by name.
     """
 
@@ -23,38 +28,84 @@ class Endpoint:
     methods: tuple[str, ...]
     scope: Scope
     model_fields: tuple[str, ...] = ()
+    further_fields: tuple[str, ...] = ()
+    model_in_path: bool = False
+    switches: tuple[str, ...] = ()
+    takes_bytes: bool = False
+    streams: bool = False
     lists_models: bool = False
 
 
-_POST = ("POST",)
+def _inference(path: str, *, streams: bool = False) -> Endpoint:
+    return Endpoint(path, ("POST",), Scope.INFERENCE, ("model",), streams=streams)
+
+
+def _manage(
+    path: str,
+    *model_fields: str,
+    method: str = "POST",
+    further_fields: tuple[str, ...] = (),
+    streams: bool = False,
+) -> Endpoint:
+    return Endpoint(
+        path,
+        (method,),
+        Scope.MANAGE,
+        model_fields,
+        further_fields=further_fields,
+        # Plain HTTP to a registry, and a model that runs on another machine.
+        switches=("insecure", "remote_host"),
+        streams=streams,
+    )
+
+
 _GET = ("GET",)
 _GET_HEAD = ("GET", "HEAD")
-_MODEL = ("model",)
-_MODEL_OR_NAME = ("model", "name")
 
 _TABLE = (
-    Endpoint("/api/generate", _POST, Scope.INFERENCE, _MODEL),
-    Endpoint("/api/chat", _POST, Scope.INFERENCE, _MODEL),
-    Endpoint("/api/embed", _POST, Scope.INFERENCE, _MODEL),
-    Endpoint("/api/embeddings", _POST, Scope.INFERENCE, _MODEL),
-    Endpoint("/v1/chat/completions", _POST, Scope.INFERENCE, _MODEL),
-    Endpoint("/v1/completions", _POST, Scope.INFERENCE, _MODEL),
-    Endpoint("/v1/embeddings", _POST, Scope.INFERENCE, _MODEL),
-    Endpoint("/v1/messages", _POST, Scope.INFERENCE, _MODEL),
-    Endpoint("/api/show", _POST, Scope.READ, _MODEL_OR_NAME),
+    _inference("/api/generate", streams=True),
+    _inference("/api/chat", streams=True),
+    _inference("/api/embed"),
+    _inference("/api/embeddings"),
+    _inference("/v1/chat/completions"),
+    _inference("/v1/completions"),
+    _inference("/v1/embeddings"),
+    _inference("/v1/messages"),
+    _inference("/v1/responses"),
+    Endpoint("/", _GET_HEAD, Scope.READ),
     Endpoint("/api/version", _GET_HEAD, Scope.READ),
+    Endpoint("/api/show", ("POST",), Scope.READ, ("model", "name")),
     Endpoint("/api/tags", _GET_HEAD, Scope.READ, lists_models=True),
     Endpoint("/api/ps", _GET, Scope.READ, lists_models=True),
     Endpoint("/v1/models", _GET, Scope.READ, lists_models=True),
-    Endpoint("/api/pull", _POST, Scope.MANAGE),
-    Endpoint("/api/push", _POST, Scope.MANAGE),
-    Endpoint("/api/create", _POST, Scope.MANAGE),
-    Endpoint("/api/copy", _POST, Scope.MANAGE),
-    Endpoint("/api/delete", ("DELETE",), Scope.MANAGE),
+    Endpoint("/v1/models/:model", _GET, Scope.READ, model_in_path=True),
+    _manage("/api/pull", "model", "name", streams=True),
+    _manage("/api/push", "model", "name", streams=True),
+    _manage("/api/create", "model", "name", further_fields=("from",), streams=True),
+    _manage("/api/copy", "source", further_fields=("destination",)),
+    _manage("/api/delete", "model", "name", method="DELETE"),
+    # A blob belongs to no model until `create` gives it a name.
+    Endpoint("/api/blobs/:digest", ("POST", "HEAD"), Scope.MANAGE, takes_bytes=True),
 )
 ENDPOINTS = {endpoint.path: endpoint for endpoint in _TABLE}
 
-_BLOBS = Endpoint("/api/blobs/:digest", ("POST", "HEAD"), Scope.MANAGE)
+# Routes that Ollama has and nobody reaches: (methods, why).
+CLOSED = {
+    "/api/status": (_GET, "tells how the server is set up"),
+    "/api/me": (("POST",), "the server's own account"),
+    "/api/signout": (("POST",), "the server's own account"),
+    "/api/user/keys/:encodedKey": (("DELETE",), "the server's own account"),
+    "/api/experimental/web_search": (("POST",), "spends the server's account"),
+    "/api/experimental/web_fetch": (("POST",), "spends the server's account"),
+    "/api/experimental/model-recommendations": (_GET, "may change at any release"),
+    "/v1/audio/transcriptions": (
+        ("POST",),
+        "its model is a field of a multipart form, which has too many readings",
+    ),
+}
+
+_LITERAL = {path: endpoint for path, endpoint in ENDPOINTS.items() if ":" not in path}
+_MODEL_PATH = re.compile(r"/v1/models/[A-Za-z0-9_][A-Za-z0-9_.:-]*")
 _BLOB_PATH = re.compile(r"/api/blobs/sha256[:-][0-9a-fA-F]{64}")
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9/_.:-]+")
 
@@ -63,9 +114,17 @@ def find_endpoint(method: str, path: str) -> Endpoint | Deny:
     """Look up a literal path. Ollama routes on the decoded one: no escapes here."""
     if not _PLAIN_PATH.fullmatch(path):
         return Deny(Reason.PATH_ODD)
-    endpoint = ENDPOINTS.get(path) or (_BLOBS if _BLOB_PATH.fullmatch(path) else None)
+    endpoint = _LITERAL.get(path) or _with_segment(path)
     if endpoint is None:
         return Deny(Reason.PATH_UNKNOWN)
     if method not in endpoint.methods:
         return Deny(Reason.METHOD_UNKNOWN, endpoint.methods)
     return endpoint
+
+
+def _with_segment(path: str) -> Endpoint | None:
+    if _MODEL_PATH.fullmatch(path):
+        return ENDPOINTS["/v1/models/:model"]
+    if _BLOB_PATH.fullmatch(path):
+        return ENDPOINTS["/api/blobs/:digest"]
+    return None

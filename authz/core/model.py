@@ -32,6 +32,11 @@ class Code(Enum):
         "This key may not use this endpoint.",
     )
     MODEL_NOT_ALLOWED = ("model_not_allowed", 403, "This key may not use this model.")
+    PARAMETER_NOT_ALLOWED = (
+        "parameter_not_allowed",
+        403,
+        "A parameter of the request is not allowed for this key.",
+    )
     NOT_FOUND = ("not_found", 404, "There is no such endpoint.")
     METHOD_NOT_ALLOWED = ("method_not_allowed", 405, "The method is not allowed here.")
     UNSUPPORTED_ENCODING = (
@@ -64,7 +69,6 @@ class Reason(Enum):
     PATH_UNKNOWN = "path_unknown"
     METHOD_UNKNOWN = "method_unknown"
     SCOPE_MISSING = "scope_missing"
-    LIST_NEEDS_ALL_MODELS = "list_needs_all_models"
     ENCODING_ODD = "encoding_odd"
     MULTIPART = "multipart"
     BODY_INCOMPLETE = "body_incomplete"
@@ -77,6 +81,8 @@ class Reason(Enum):
     MODEL_AMBIGUOUS = "model_ambiguous"
     MODEL_REMOTE = "model_remote"
     MODEL_NOT_LISTED = "model_not_listed"
+    MODEL_ELSEWHERE = "model_elsewhere"
+    PARAMETER_SWITCH = "parameter_switch"
     UNDECIDED = "undecided"
 
 
@@ -91,7 +97,6 @@ CODES: Mapping[Reason, Code] = {
     Reason.PATH_UNKNOWN: Code.NOT_FOUND,
     Reason.METHOD_UNKNOWN: Code.METHOD_NOT_ALLOWED,
     Reason.SCOPE_MISSING: Code.ENDPOINT_NOT_ALLOWED,
-    Reason.LIST_NEEDS_ALL_MODELS: Code.ENDPOINT_NOT_ALLOWED,
     Reason.ENCODING_ODD: Code.UNSUPPORTED_ENCODING,
     Reason.MULTIPART: Code.UNSUPPORTED_ENCODING,
     Reason.BODY_INCOMPLETE: Code.INVALID_REQUEST,
@@ -104,6 +109,8 @@ CODES: Mapping[Reason, Code] = {
     Reason.MODEL_AMBIGUOUS: Code.INVALID_REQUEST,
     Reason.MODEL_REMOTE: Code.MODEL_NOT_ALLOWED,
     Reason.MODEL_NOT_LISTED: Code.MODEL_NOT_ALLOWED,
+    Reason.MODEL_ELSEWHERE: Code.MODEL_NOT_ALLOWED,
+    Reason.PARAMETER_SWITCH: Code.PARAMETER_NOT_ALLOWED,
     Reason.UNDECIDED: Code.UNAVAILABLE,
 }
 
@@ -144,9 +151,19 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request asks for; ``model`` is canonical, None where there is none."""
+    """What a request asks for.
 
-    model: str | None
+    ``models`` are canonical; ``switched`` tells that a field is set which no key
+    may set.
+    """
+
+    models: tuple[str, ...] = ()
+    switched: bool = False
+
+    @property
+    def model(self) -> str | None:
+        """The model that the request is about, None where there is none."""
+        return self.models[0] if self.models else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,17 @@ from grpc_health.v1.health import aio as health
 
 from authz.errors import ConfigError
 from authz.pb import external_auth_pb2 as pb
+from authz.pb.external_processor_pb2 import ProcessingRequest, ProcessingResponse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from authz.edge.check import Check
+    from authz.edge.model_list import ModelLists
 
 SERVICE = "envoy.service.auth.v3.Authorization"
+_LISTS = "envoy.service.ext_proc.v3.ExternalProcessor"
 
 # A body of 16 MiB and the headers beside it.
 _MAX_MESSAGE_BYTES = 17 * 1024 * 1024
@@ -28,15 +31,15 @@ _MAX_SOCKET_PATH = 107
 
 
 @asynccontextmanager
-async def serving(check: Check, socket: Path) -> AsyncIterator[None]:
-    """Serve Check and grpc.health.v1 until the block ends, then finish what runs."""
+async def serving(check: Check, lists: ModelLists, socket: Path) -> AsyncIterator[None]:
+    """Serve our calls and grpc.health.v1 until the block ends; finish what runs."""
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
             ("grpc.so_reuseport", 0),
         ]
     )
-    server.add_generic_rpc_handlers((_handler(check),))
+    server.add_generic_rpc_handlers((_checks(check), _processes(lists)))
     healthy = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     _bind(server, socket)
@@ -49,7 +52,7 @@ async def serving(check: Check, socket: Path) -> AsyncIterator[None]:
         await server.stop(_GRACE_S)
 
 
-def _handler(check: Check) -> grpc.GenericRpcHandler:
+def _checks(check: Check) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(
         SERVICE,
         {
@@ -58,6 +61,19 @@ def _handler(check: Check) -> grpc.GenericRpcHandler:
                 request_deserializer=pb.CheckRequest.FromString,
                 # Check answers in bytes: verdicts are serialised once and kept.
                 response_serializer=None,
+            )
+        },
+    )
+
+
+def _processes(lists: ModelLists) -> grpc.GenericRpcHandler:
+    return grpc.method_handlers_generic_handler(
+        _LISTS,
+        {
+            "Process": grpc.stream_stream_rpc_method_handler(
+                lists.process,
+                request_deserializer=ProcessingRequest.FromString,
+                response_serializer=ProcessingResponse.SerializeToString,
             )
         },
     )

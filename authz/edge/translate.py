@@ -9,11 +9,14 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from authz.core.model import Allow, Code, Request
+from authz.core.allowlist import EVERYTHING
+from authz.core.lists import LISTS
+from authz.core.model import Code, Deny, Request
 from authz.pb import external_auth_pb2 as pb
 
 if TYPE_CHECKING:
-    from authz.core.model import Decision, Deny
+    from authz.core.allowlist import Allowlist
+    from authz.core.model import Decision
 
 CREDENTIAL_HEADERS = ("authorization", "x-api-key")
 RETRY_AFTER_S = 1
@@ -40,15 +43,18 @@ def request_of(message: pb.CheckRequest) -> Request:
 
 def response_of(decision: Decision) -> bytes:
     """Return the serialised CheckResponse of a verdict."""
-    if isinstance(decision, Allow):
-        return _allowed(
-            decision.key.id,
-            decision.key.owner,
-            decision.endpoint,
-            decision.model,
-            decision.final,
-        )
-    return _denied(decision)
+    if isinstance(decision, Deny):
+        return _denied(decision)
+    allowed = _allowed(
+        decision.key.id,
+        decision.key.owner,
+        decision.endpoint,
+        decision.model,
+        decision.final,
+    )
+    if decision.final and decision.endpoint in LISTS:
+        return allowed + _shown(decision.key.models)
+    return allowed
 
 
 @lru_cache(maxsize=4096)
@@ -64,6 +70,17 @@ def _allowed(
         metadata["model"] = model
     response.dynamic_metadata.update(metadata)
     return response.SerializeToString()
+
+
+def _shown(models: Allowlist) -> bytes:
+    """Return what model_list.py needs, to stand behind a serialised verdict.
+
+    Two parts of one message on the wire are merged. Not kept: patterns are many.
+    """
+    patterns = [EVERYTHING] if models.everything else models.patterns
+    more = pb.CheckResponse()
+    more.dynamic_metadata.update({"models": list(patterns)})
+    return more.SerializeToString()
 
 
 @lru_cache(maxsize=1024)

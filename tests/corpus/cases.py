@@ -31,10 +31,11 @@ class Case:
     """One exchange on one connection.
 
     ``expect`` lists the answers in order (``200``, ``400 invalid_request``) and then
-    ``open`` or ``closed``, the state of the connection after them. ``safe`` lists
-    other outcomes that harm nobody. ``forwarded`` lists what the recorder has to
-    get, as ``METHOD TARGET BODY``; ``headers`` are fields of each of these (None:
-    not there). Texts hold placeholders.
+    ``open`` or ``closed``, the state of the connection after them, or ``silent``:
+    the server waits for more. ``safe`` lists other outcomes that harm nobody.
+    ``forwarded`` lists what the recorder has to get, as ``METHOD TARGET BODY``;
+    ``headers`` are fields of each of these (None: not there). Texts hold
+    placeholders.
     """
 
     name: str
@@ -44,6 +45,11 @@ class Case:
     forwarded: tuple[str, ...]
     headers: Mapping[str, str | None]
     definitions: Mapping[str, str]
+
+    @property
+    def patience_s(self) -> float:
+        """How long to wait for the end: not long where no answer is expected."""
+        return 1 if self.expect == ("silent",) else 20
 
     def request(self, key: str) -> bytes:
         """Return the bytes to send, with ``key`` as the good key."""

@@ -13,7 +13,6 @@ from tests.raw import Answer, read_answer
 # Sent behind every case, without a credential: an answer to it proves that the
 # connection is open and that nothing of the case is still to be completed.
 PROBE = b"HEAD / HTTP/1.1\r\nhost: corpus\r\nconnection: close\r\n\r\n"
-TIMEOUT_S = 10
 
 _INTERIM = re.compile(rb"HTTP/1\.1 (1\d\d)[^\r]*\r\n(?:[^\r]+\r\n)*\r\n")
 _PIECES = 100
@@ -37,26 +36,27 @@ class Outcome:
 
 
 async def exchange(
-    host: str, port: int, request: bytes, *, in_pieces: bool = False
+    address: tuple[str, int], request: bytes, patience_s: float, *, in_pieces: bool
 ) -> Outcome:
     """Send a case, then the probe, and read to the end; never raises for an answer."""
     data = bytearray()
-    with socket.create_connection((host, port), TIMEOUT_S) as connection:
+    with socket.create_connection(address, patience_s) as connection:
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            async with asyncio.timeout(TIMEOUT_S):
-                await _talk(connection, request, data, in_pieces=in_pieces)
+            async with asyncio.timeout(patience_s):
+                await _send(connection, request, in_pieces=in_pieces)
+                await _receive(connection, data)
         except TimeoutError:
-            return Outcome(await _parsed(bytes(data)), "silent")
-    answers = await _parsed(bytes(data))
+            return Outcome(await _parsed(data), "silent")
+    answers = await _parsed(data)
     if answers and _answers_the_probe(answers[-1]):
         return Outcome(answers[:-1], "open", answers[-1])
     return Outcome(answers, "closed")
 
 
-async def _talk(
-    connection: socket.socket, request: bytes, data: bytearray, *, in_pieces: bool
+async def _send(
+    connection: socket.socket, request: bytes, *, in_pieces: bool = False
 ) -> None:
     loop = asyncio.get_running_loop()
     size = len(request) // _PIECES + 1 if in_pieces else len(request)
@@ -64,29 +64,43 @@ async def _talk(
     with suppress(ConnectionError):
         for start in range(0, len(request), size):
             await loop.sock_sendall(connection, request[start : start + size])
+
+
+async def _receive(connection: socket.socket, data: bytearray) -> None:
+    """Read to the end of the connection; the probe goes out at the first answer."""
+    loop = asyncio.get_running_loop()
     with suppress(ConnectionError):
-        data += await loop.sock_recv(connection, 65536)
-        with suppress(ConnectionError):
-            await loop.sock_sendall(connection, PROBE)
         while more := await loop.sock_recv(connection, 65536):
+            if not data:
+                await _send(connection, PROBE)
             data += more
+            # Servers linger after their last answer until the client has closed too.
+            if await _is_last(data):
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_WR)
 
 
-async def _parsed(data: bytes) -> tuple[Answer, ...]:
+async def _is_last(data: bytearray) -> bool:
+    answers = await _parsed(data)
+    return answers[-1].header("connection") == "close"
+
+
+async def _parsed(data: bytearray) -> tuple[Answer, ...]:
+    rest = bytes(data)
     answers: list[Answer] = []
-    while data:
-        if interim := _INTERIM.match(data):
+    while rest:
+        if interim := _INTERIM.match(rest):
             answers.append(Answer(int(interim[1])))
-            data = data[interim.end() :]
+            rest = rest[interim.end() :]
             continue
         reader = asyncio.StreamReader()
-        reader.feed_data(data)
+        reader.feed_data(rest)
         reader.feed_eof()
         try:
             answers.append(await read_answer(reader))
         except (asyncio.IncompleteReadError, LookupError, ValueError):
             answers.append(Answer(0, ended="not HTTP"))
-        data = await reader.read()
+        rest = await reader.read()
     return tuple(answers)
 
 

@@ -13,6 +13,7 @@ from authz.core.endpoints import ENDPOINTS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from authz.core.endpoints import Endpoint
     from tests.corpus.cases import Case
     from tests.corpus.exchange import Outcome
     from tests.raw import Answer
@@ -83,6 +84,14 @@ def verdict(case: Case, outcome: Outcome) -> str:
     return "safe" if _successes(got) <= _successes(case.expect) else "UNSAFE"
 
 
+def summaries(received: Sequence[Received]) -> list[bytes]:
+    """Return what the recorder got in the form of ``forwarded`` of a case."""
+    return [
+        b" ".join([*request.head.split(b" ", 2)[:2], request.body])
+        for request in received
+    ]
+
+
 def fields(request: Received) -> list[tuple[str, str]]:
     """Return the header fields of a forwarded request, doubles included."""
     lines = request.head.decode("latin-1").split("\r\n")[1:]
@@ -99,13 +108,20 @@ def _faults(request: Received, key: str) -> Iterator[str]:
         yield "two lengths"
     if any(names.count(name) > 1 for name in ("host", "content-length")):
         yield f"doubles in {names}"
-    endpoint = ENDPOINTS.get(target)
+    endpoint = _endpoint(target)
     if endpoint is None or method not in endpoint.methods:
         yield f"{method} {target} is no route"
     elif endpoint.model_fields and not _names_allowed(request.body):
         yield f"another model in {request.body!r}"
     elif not endpoint.model_fields and request.body:
         yield f"a body: {request.body!r}"
+
+
+def _endpoint(target: str) -> Endpoint | None:
+    folder, _, last = target.rpartition("/")
+    if folder == "/v1/models":
+        return ENDPOINTS["/v1/models/:model"] if last in ALLOWED_MODELS else None
+    return ENDPOINTS.get(target)
 
 
 def _names_allowed(body: bytes) -> bool:
@@ -115,8 +131,9 @@ def _names_allowed(body: bytes) -> bool:
         members, _ = decoder.raw_decode(body.decode(errors="replace").lstrip())
     except ValueError:
         return False
-    pairs = [member for member in members if isinstance(member, tuple)]
-    named = {str(value) for name, value in pairs if name.casefold() == "model"}
+    if not isinstance(members, tuple):
+        return False
+    named = {str(value) for name, value in members if name.casefold() == "model"}
     return bool(named) and {name.strip().lower() for name in named} <= ALLOWED_MODELS
 
 

@@ -91,7 +91,7 @@ async def test_a_longest_lifetime_makes_an_expiry_mandatory(run: Run) -> None:
         ("create", "--name", "", "--models", "*"),
         ("create", "--name", "x" * 81, "--models", "*"),
         ("create", "--name", "6ba7b810-9dad-11d1-80b4-00c04fd430c8", "--models", "*"),
-        ("create", "--name", "a", "--models", "*", "--scopes", "manage"),
+        ("create", "--name", "a", "--models", "*", "--scopes", "admin"),
         ("create", "--name", "a", "--models", "*", "--expires", "yesterday"),
         ("create", "--name", "a", "--models", "*", "--expires", "2001-01-01"),
         ("show",),

@@ -58,6 +58,19 @@ def test_a_pattern_allows_nothing_else(patterns: str, name: str) -> None:
     assert not allows(patterns, name)
 
 
+def test_every_one_of_many_patterns_counts() -> None:
+    forms = [f"start{n}*,*end{n}:*,mid*{n}*dle,m{n}:*,h/n{n}/*:*" for n in range(200)]
+    names = [f"start7x,xend7:t,mid-7-dle,m7:t,h/n7/x:t,{'a' * 80}".split(",")]
+    found = [allows(",".join(forms), name) for name in names[0]]
+    assert found == [True, True, True, True, True, False]
+
+
+def test_a_name_has_the_same_answer_when_asked_again() -> None:
+    models = Allowlist(("registry.ollama.ai/library/a*:latest",))
+    names = [f"registry.ollama.ai/library/{c}:latest" for c in ("a1", "b1")]
+    assert [models.allows(name) for name in names * 2] == [True, False] * 2
+
+
 def test_no_pattern_allows_nothing() -> None:
     assert not Allowlist(()).allows("registry.ollama.ai/library/llama3.1:latest")
 

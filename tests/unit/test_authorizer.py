@@ -9,14 +9,29 @@ from prometheus_client import CollectorRegistry
 
 from authz.authorizer import Authorizer
 from authz.core.credential import mint
-from authz.core.model import Allow, Deny, Reason, Request
-from authz.errors import StoreUnavailable
+from authz.core.model import Allow, Asked, Deny, Reason, Request
+from authz.errors import BackendError, StoreUnavailable
 from authz.issuing import issue
 from authz.lookup import Freshness, Lookup
 from authz.metrics import Metrics
 from tests.fakes import FakeClock, MemoryKeys
 
 BODY = b'{"model":"llama3.1"}'
+LARGE = BODY[:-1] + b',"prompt":"' + b"x" * 64 * 1024 + b'"}'
+
+
+class ElsewhereReader:
+    """A BodyReader that keeps what it is asked and gives the answer it was told."""
+
+    def __init__(self) -> None:
+        self.asked: list[Request] = []
+        self.answer: Asked | Deny | BackendError = Deny(Reason.MODEL_MISSING)
+
+    async def read(self, request: Request) -> Asked | Deny:
+        self.asked.append(request)
+        if isinstance(self.answer, BackendError):
+            raise self.answer
+        return self.answer
 
 
 class House:
@@ -28,12 +43,16 @@ class House:
         metrics = Metrics(CollectorRegistry())
         fresh = Freshness(hour, hour, 10)
         lookup = Lookup(self.store, None, fresh, self.clock, metrics)
-        self.authorizer = Authorizer(lookup, self.clock)
+        self.elsewhere = ElsewhereReader()
+        self.authorizer = Authorizer(lookup, self.clock, self.elsewhere)
 
-    async def request(self, path: str = "/api/chat", **more: bool) -> Request:
-        new, key = issue("a", models=["*"], scopes=["inference"], expires_at=None)
+    async def request(
+        self, path: str = "/api/chat", body: bytes = BODY, **more: bool
+    ) -> Request:
+        name = f"key {len(self.store.records)}"
+        new, key = issue(name, models=["*"], scopes=["inference"], expires_at=None)
         await self.store.create(new)
-        return Request("POST", path, {"x-api-key": key}, BODY, **more)
+        return Request("POST", path, {"x-api-key": key}, body, **more)
 
 
 async def test_a_good_request_is_allowed() -> None:
@@ -69,3 +88,35 @@ async def test_a_store_that_fails_is_an_error_not_a_denial() -> None:
     house.store.broken = True
     with pytest.raises(StoreUnavailable):
         await house.authorizer.authorize(request)
+
+
+async def test_a_small_body_is_read_at_once_and_a_large_one_elsewhere() -> None:
+    house = House()
+    await house.authorizer.authorize(await house.request())
+    assert house.elsewhere.asked == []
+    large = await house.request(body=LARGE)
+    assert await house.authorizer.authorize(large) == Deny(Reason.MODEL_MISSING)
+    assert house.elsewhere.asked == [large]
+
+
+async def test_a_model_that_was_read_elsewhere_is_judged_like_any_other() -> None:
+    house = House()
+    house.elsewhere.answer = Asked(("registry.ollama.ai/library/llama3.1:latest",))
+    verdict = await house.authorizer.authorize(await house.request(body=LARGE))
+    assert isinstance(verdict, Allow)
+    assert verdict.model == house.elsewhere.answer.model
+
+
+async def test_a_large_body_of_a_stranger_is_not_read() -> None:
+    house = House()
+    stranger = Request("POST", "/api/chat", {}, LARGE)
+    verdict = await house.authorizer.authorize(stranger)
+    assert verdict == Deny(Reason.CREDENTIAL_MISSING)
+    assert house.elsewhere.asked == []
+
+
+async def test_a_large_body_that_nobody_could_read_is_an_error_not_a_denial() -> None:
+    house = House()
+    house.elsewhere.answer = BackendError()
+    with pytest.raises(BackendError):
+        await house.authorizer.authorize(await house.request(body=LARGE))

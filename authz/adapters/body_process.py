@@ -1,0 +1,134 @@
+"""Reads large bodies in a process of its own, so that the event loop goes on.
+
+What it cannot answer in time is an error, never a verdict; a process that failed
+is replaced by the next body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from authz.adapters import body_child
+from authz.errors import BackendError
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+    from collections.abc import AsyncIterator
+
+    from authz.core.model import Asked, Deny, Request
+
+# Envoy gives up after 2 s. The time in the queue and that of a start count.
+_TIME_S = 1.5
+# Four of the largest bodies, or many smaller ones.
+_MOST_BYTES = 64 * 1024 * 1024
+_ANSWER_BYTES = 4096
+
+
+@asynccontextmanager
+async def body_process() -> AsyncIterator[BodyProcess]:
+    """Yield a reader; its process ends with the block."""
+    reader = BodyProcess()
+    try:
+        yield reader
+    finally:
+        await reader.close()
+
+
+class BodyProcess:
+    """A BodyReader; its process starts with the first body and takes one at a time."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self._bytes = 0
+        self._child: _Child | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The id of the process, None where none runs."""
+        return None if self._child is None else self._child.process.pid
+
+    async def read(self, request: Request) -> Asked | Deny:
+        """Return what ``read_asked`` says. Raises BackendError after 1.5 s at most."""
+        size = len(request.body)
+        if self._bytes + size > _MOST_BYTES:
+            msg = "too many large bodies at once"
+            raise BackendError(msg)
+        self._bytes += size
+        try:
+            async with asyncio.timeout(_TIME_S), self._turn:
+                return await self._ask(request)
+        except (OSError, ValueError) as error:  # TimeoutError is an OSError
+            msg = f"a large body was not read: {type(error).__name__}"
+            raise BackendError(msg) from error
+        finally:
+            self._bytes -= size
+
+    async def close(self) -> None:
+        """End the process and wait until it is gone."""
+        if self._child is not None:
+            process = self._child.process
+            self._drop()
+            await process.wait()
+
+    async def _ask(self, request: Request) -> Asked | Deny:
+        if self._child is not None and self._child.process.returncode is not None:
+            self._drop()
+        try:
+            if self._child is None:
+                self._child = await _start()
+            return body_child.read_answer(await self._child.exchange(request))
+        except BaseException:
+            # It may be in the middle of a frame: whatever it says next would be
+            # taken for the answer to another body.
+            self._drop()
+            raise
+
+    def _drop(self) -> None:
+        if self._child is not None:
+            self._child.channel.close()
+            with suppress(ProcessLookupError):
+                self._child.process.kill()
+            self._child = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Child:
+    process: Process
+    channel: socket.socket
+
+    async def exchange(self, request: Request) -> bytes:
+        """Send a frame as fast as it is taken and return the line that comes back."""
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(self.channel, body_child.write_head(request))
+        await loop.sock_sendall(self.channel, request.body)
+        line = b""
+        while not line.endswith(b"\n"):
+            part = await loop.sock_recv(self.channel, _ANSWER_BYTES)
+            if not part:
+                raise ConnectionResetError
+            line += part
+        return line
+
+
+async def _start() -> _Child:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with theirs:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", body_child.__name__),
+                stdin=theirs.fileno(),
+                # It needs no settings, and some of them are secrets.
+                env={k: v for k, v in os.environ.items() if not k.startswith("AUTHZ_")},
+                start_new_session=True,  # Ctrl-C is for the worker
+            )
+        except BaseException:
+            ours.close()
+            raise
+    return _Child(process, ours)
