@@ -42,7 +42,7 @@ class Authorizer:
             return endpoint
         if request.headers_only:
             return Allow(key, endpoint.path, model=None, final=False)
-        asked = await self._read(endpoint, request)
+        asked = await self._read(key, endpoint, request)
         return asked if isinstance(asked, Deny) else judge(endpoint, asked, key)
 
     async def _identify(self, request: Request) -> Key | Deny:
@@ -52,7 +52,9 @@ class Authorizer:
         key = await self._lookup.find(credential.digest)
         return usable(key, self._now())
 
-    async def _read(self, endpoint: Endpoint, request: Request) -> Asked | Deny:
+    async def _read(
+        self, key: Key, endpoint: Endpoint, request: Request
+    ) -> Asked | Deny:
         if len(request.body) <= _INLINE_BYTES or not endpoint.model_fields:
             return read_asked(endpoint, request)
-        return await self._large_bodies.read(request)
+        return await self._large_bodies.read(key.id, request)

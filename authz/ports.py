@@ -78,7 +78,7 @@ class KeyCache(Protocol):
 class BodyReader(Protocol):
     """Reads bodies that are too large to be read between two other checks."""
 
-    async def read(self, request: Request) -> Asked | Deny:
+    async def read(self, key_id: str, request: Request) -> Asked | Deny:
         """Return what ``core.decide.read_asked`` says; raises BackendError."""
         ...
 

@@ -10,23 +10,27 @@ import asyncio
 import os
 import socket
 import sys
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from authz.adapters import body_child
 from authz.errors import BackendError
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from authz.core.model import Asked, Deny, Request
 
 # Envoy gives up after 2 s. The time in the queue and that of a start count.
 _TIME_S = 1.5
-# Four of the largest bodies, or many smaller ones.
+# With less time left a body is not begun: to end it midway costs the process.
+_LEAST_TIME_S = 0.3
+# Four of the largest bodies, or many smaller ones; half of them of one key.
 _MOST_BYTES = 64 * 1024 * 1024
+_MOST_BYTES_OF_A_KEY = _MOST_BYTES // 2
 _ANSWER_BYTES = 4096
 
 
@@ -40,12 +44,24 @@ async def body_process() -> AsyncIterator[BodyProcess]:
         await reader.close()
 
 
+class _Waiting:
+    """What one key has in the queue: one body at its end, the others behind that."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        self.bytes = 0
+
+
 class BodyProcess:
-    """A BodyReader; its process starts with the first body and takes one at a time."""
+    """A BodyReader; its process starts with the first body and takes one at a time.
+
+    Keys take turns, so that one with many bodies delays the others by one of them.
+    """
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
         self._bytes = 0
+        self._waiting: WeakValueDictionary[str, _Waiting] = WeakValueDictionary()
         self._child: _Child | None = None
 
     @property
@@ -53,21 +69,17 @@ class BodyProcess:
         """The id of the process, None where none runs."""
         return None if self._child is None else self._child.process.pid
 
-    async def read(self, request: Request) -> Asked | Deny:
+    async def read(self, key_id: str, request: Request) -> Asked | Deny:
         """Return what ``read_asked`` says. Raises BackendError after 1.5 s at most."""
-        size = len(request.body)
-        if self._bytes + size > _MOST_BYTES:
-            msg = "too many large bodies at once"
-            raise BackendError(msg)
-        self._bytes += size
-        try:
-            async with asyncio.timeout(_TIME_S), self._turn:
-                return await self._ask(request)
-        except (OSError, ValueError) as error:  # TimeoutError is an OSError
-            msg = f"a large body was not read: {type(error).__name__}"
-            raise BackendError(msg) from error
-        finally:
-            self._bytes -= size
+        waiting = self._waiting.setdefault(key_id, _Waiting())
+        with self._counted(waiting, len(request.body)):
+            try:
+                async with asyncio.timeout(_TIME_S) as limit, waiting.turn, self._turn:
+                    _refuse_late(limit)
+                    return await self._ask(request)
+            except (OSError, ValueError) as error:  # TimeoutError is an OSError
+                msg = f"a large body was not read: {type(error).__name__}"
+                raise BackendError(msg) from error
 
     async def close(self) -> None:
         """End the process and wait until it is gone."""
@@ -75,6 +87,22 @@ class BodyProcess:
             process = self._child.process
             self._drop()
             await process.wait()
+
+    @contextmanager
+    def _counted(self, waiting: _Waiting, size: int) -> Iterator[None]:
+        if (
+            self._bytes + size > _MOST_BYTES
+            or waiting.bytes + size > _MOST_BYTES_OF_A_KEY
+        ):
+            msg = "too many large bodies at once"
+            raise BackendError(msg)
+        self._bytes += size
+        waiting.bytes += size
+        try:
+            yield
+        finally:
+            self._bytes -= size
+            waiting.bytes -= size
 
     async def _ask(self, request: Request) -> Asked | Deny:
         if self._child is not None and self._child.process.returncode is not None:
@@ -95,6 +123,12 @@ class BodyProcess:
             with suppress(ProcessLookupError):
                 self._child.process.kill()
             self._child = None
+
+
+def _refuse_late(limit: asyncio.Timeout) -> None:
+    left = (limit.when() or 0) - asyncio.get_running_loop().time()
+    if left < _LEAST_TIME_S:
+        raise TimeoutError
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,8 @@ def judge(endpoint: Endpoint, asked: Asked, key: Key) -> Decision:
     """Return the verdict on what is asked for."""
     if not all(map(key.models.allows, asked.models)):
         return Deny(Reason.MODEL_NOT_LISTED)
+    if asked.unnamed and not key.models.everything:
+        return Deny(Reason.MODEL_UNNAMED)
     if endpoint.scope is Scope.MANAGE and not all(map(_is_ollamas, asked.models)):
         return Deny(Reason.MODEL_ELSEWHERE)
     if asked.switched:
@@ -70,7 +72,11 @@ def _asked_in_body(endpoint: Endpoint, request: Request) -> Asked | Deny:
     if isinstance(models, Deny):
         return models
     # Clients send the value of an unset switch too.
-    return Asked(models, switched=any(map(body.get, endpoint.switches)))
+    return Asked(
+        models,
+        switched=any(map(body.get, endpoint.switches)),
+        unnamed=any(map(body.get, endpoint.unnamed_fields)),
+    )
 
 
 def _asked_in_path(path: str) -> Asked | Deny:

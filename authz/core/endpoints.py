@@ -19,6 +19,7 @@ class Endpoint:
     first that is not empty. ``further_fields`` name more models, each its own.
     ``model_in_path`` is for a name that is the last segment of the path.
     ``switches`` are fields that must be unset, whatever a key may do.
+    ``unnamed_fields`` hold models by other than their names: for keys of any model.
     ``takes_bytes`` marks a POST whose body is no JSON but any bytes.
     ``streams`` marks answers that come in parts unless the body says otherwise.
     ``lists_models`` marks answers that name models nobody asked for by name.
@@ -31,6 +32,7 @@ class Endpoint:
     further_fields: tuple[str, ...] = ()
     model_in_path: bool = False
     switches: tuple[str, ...] = ()
+    unnamed_fields: tuple[str, ...] = ()
     takes_bytes: bool = False
     streams: bool = False
     lists_models: bool = False
@@ -45,6 +47,7 @@ def _manage(
     *model_fields: str,
     method: str = "POST",
     further_fields: tuple[str, ...] = (),
+    unnamed_fields: tuple[str, ...] = (),
     streams: bool = False,
 ) -> Endpoint:
     return Endpoint(
@@ -55,6 +58,7 @@ def _manage(
         further_fields=further_fields,
         # Plain HTTP to a registry, and a model that runs on another machine.
         switches=("insecure", "remote_host"),
+        unnamed_fields=unnamed_fields,
         streams=streams,
     )
 
@@ -81,7 +85,14 @@ _TABLE = (
     Endpoint("/v1/models/:model", _GET, Scope.READ, model_in_path=True),
     _manage("/api/pull", "model", "name", streams=True),
     _manage("/api/push", "model", "name", streams=True),
-    _manage("/api/create", "model", "name", further_fields=("from",), streams=True),
+    _manage(
+        "/api/create",
+        *("model", "name"),
+        further_fields=("from",),
+        # Digests, and what older versions read: FROM in a text, a path.
+        unnamed_fields=("files", "adapters", "draft_files", "modelfile", "path"),
+        streams=True,
+    ),
     _manage("/api/copy", "source", further_fields=("destination",)),
     _manage("/api/delete", "model", "name", method="DELETE"),
     # A blob belongs to no model until `create` gives it a name.

@@ -81,6 +81,7 @@ class Reason(Enum):
     MODEL_AMBIGUOUS = "model_ambiguous"
     MODEL_REMOTE = "model_remote"
     MODEL_NOT_LISTED = "model_not_listed"
+    MODEL_UNNAMED = "model_unnamed"
     MODEL_ELSEWHERE = "model_elsewhere"
     PARAMETER_SWITCH = "parameter_switch"
     UNDECIDED = "undecided"
@@ -109,6 +110,7 @@ CODES: Mapping[Reason, Code] = {
     Reason.MODEL_AMBIGUOUS: Code.INVALID_REQUEST,
     Reason.MODEL_REMOTE: Code.MODEL_NOT_ALLOWED,
     Reason.MODEL_NOT_LISTED: Code.MODEL_NOT_ALLOWED,
+    Reason.MODEL_UNNAMED: Code.MODEL_NOT_ALLOWED,
     Reason.MODEL_ELSEWHERE: Code.MODEL_NOT_ALLOWED,
     Reason.PARAMETER_SWITCH: Code.PARAMETER_NOT_ALLOWED,
     Reason.UNDECIDED: Code.UNAVAILABLE,
@@ -154,11 +156,12 @@ class Asked:
     """What a request asks for.
 
     ``models`` are canonical; ``switched`` tells that a field is set which no key
-    may set.
+    may set, ``unnamed`` that a model is also asked for by other than its name.
     """
 
     models: tuple[str, ...] = ()
     switched: bool = False
+    unnamed: bool = False
 
     @property
     def model(self) -> str | None:

@@ -53,6 +53,11 @@ _allowlist = lru_cache(maxsize=64)(Allowlist)
 class ModelLists:
     """envoy.service.ext_proc.v3.ExternalProcessor/Process."""
 
+    def __init__(self) -> None:
+        # A long list takes as long as many checks: in a thread it does not stop
+        # them, and one at a time they do not starve.
+        self._turn = asyncio.Lock()
+
     async def process(
         self, messages: AsyncIterator[pb.ProcessingRequest], _context: object
     ) -> AsyncIterator[pb.ProcessingResponse]:
@@ -67,14 +72,14 @@ class ModelLists:
                     response_headers=pb.HeadersResponse(response=response)
                 )
             else:
-                # In a thread: a long list takes as long as many checks, and must
-                # not stop them.
-                response = (
-                    await asyncio.to_thread(_cut, message) if is_list else _UNCHANGED
-                )
+                response = await self._cut(message) if is_list else _UNCHANGED
                 yield pb.ProcessingResponse(
                     response_body=pb.BodyResponse(response=response)
                 )
+
+    async def _cut(self, message: pb.ProcessingRequest) -> pb.CommonResponse:
+        async with self._turn:
+            return await asyncio.to_thread(_cut, message)
 
 
 def _read_headers(headers: pb.HttpHeaders) -> dict[str, bytes]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from authz.adapters.body_process import BodyProcess
 
 MIB = 1024 * 1024
+KEY_ID = "one key"
 PAD = b"x" * 70_000
 GOOD = b'{"model":"llama3.1","prompt":"%b"}' % PAD
 READ = Asked(("registry.ollama.ai/library/llama3.1:latest",))
@@ -88,11 +89,11 @@ async def test_the_process_says_what_the_worker_would_say(
     reader: BodyProcess, request_: Request
 ) -> None:
     here = read_asked(ENDPOINTS[request_.path], request_)
-    assert await reader.read(request_) == here
+    assert await reader.read(KEY_ID, request_) == here
 
 
 async def test_the_largest_body_is_read(reader: BodyProcess) -> None:
-    assert await reader.read(asking(GOOD.replace(PAD, b"x" * 16 * MIB))) == READ
+    assert await reader.read(KEY_ID, asking(GOOD.replace(PAD, b"x" * 16 * MIB))) == READ
 
 
 async def test_bodies_that_come_together_get_their_own_answers(
@@ -100,7 +101,9 @@ async def test_bodies_that_come_together_get_their_own_answers(
 ) -> None:
     names = [f"model{n}" for n in range(8)]
     bodies = [GOOD.replace(b"llama3.1", name.encode()) for name in names]
-    answers = await asyncio.gather(*(reader.read(asking(body)) for body in bodies))
+    answers = await asyncio.gather(
+        *(reader.read(KEY_ID, asking(body)) for body in bodies)
+    )
     assert answers == [
         Asked((f"registry.ollama.ai/library/{name}:latest",)) for name in names
     ]
@@ -109,62 +112,84 @@ async def test_bodies_that_come_together_get_their_own_answers(
 async def test_a_process_that_is_killed_is_an_error_and_then_replaced(
     reader: BodyProcess,
 ) -> None:
-    await reader.read(asking(GOOD))
+    await reader.read(KEY_ID, asking(GOOD))
     killed = pid_of(reader)
     os.kill(killed, signal.SIGSTOP)
-    reading = asyncio.create_task(reader.read(asking(GOOD)))
+    reading = asyncio.create_task(reader.read(KEY_ID, asking(GOOD)))
     await asyncio.sleep(0)  # it has begun
     os.kill(killed, signal.SIGKILL)
     with pytest.raises(BackendError):
         await reading
-    assert await reader.read(asking(GOOD)) == READ
+    assert await reader.read(KEY_ID, asking(GOOD)) == READ
     assert pid_of(reader) != killed
 
 
 async def test_a_body_that_takes_too_long_is_an_error_in_time(
     reader: BodyProcess,
 ) -> None:
-    await reader.read(asking(GOOD))
+    await reader.read(KEY_ID, asking(GOOD))
     os.kill(pid_of(reader), signal.SIGSTOP)
     async with asyncio.timeout(2):  # Envoy's patience
         with pytest.raises(BackendError):
-            await reader.read(asking(GOOD))
-    assert await reader.read(asking(GOOD)) == READ
+            await reader.read(KEY_ID, asking(GOOD))
+    assert await reader.read(KEY_ID, asking(GOOD)) == READ
 
 
 async def test_a_client_that_leaves_does_not_spoil_the_next_answer(
     reader: BodyProcess,
 ) -> None:
-    await reader.read(asking(GOOD))
+    await reader.read(KEY_ID, asking(GOOD))
     os.kill(pid_of(reader), signal.SIGSTOP)
-    left = asyncio.create_task(reader.read(asking(GOOD.replace(b"llama", b"other"))))
+    left = asyncio.create_task(
+        reader.read(KEY_ID, asking(GOOD.replace(b"llama", b"other")))
+    )
     await asyncio.sleep(0)  # it has begun
     left.cancel()
     with suppress(asyncio.CancelledError):
         await left
-    assert await reader.read(asking(GOOD)) == READ
+    assert await reader.read(KEY_ID, asking(GOOD)) == READ
 
 
 async def test_more_than_64_mib_at_once_are_refused_without_waiting(
     reader: BodyProcess,
 ) -> None:
-    await reader.read(asking(GOOD))
+    await reader.read(KEY_ID, asking(GOOD))
     os.kill(pid_of(reader), signal.SIGSTOP)
     large = asking(bytes(16 * MIB))
-    waiting = [asyncio.create_task(reader.read(large)) for _ in range(4)]
+    waiting = [asyncio.create_task(reader.read(str(n), large)) for n in range(4)]
     await asyncio.sleep(0)  # they have begun
     with pytest.raises(BackendError, match="too many large bodies"):
-        await reader.read(large)
+        await reader.read(KEY_ID, large)
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
-    assert await reader.read(asking(GOOD)) == READ
+    assert await reader.read(KEY_ID, asking(GOOD)) == READ
+
+
+async def test_a_key_with_many_bodies_delays_another_by_one_of_them(
+    reader: BodyProcess,
+) -> None:
+    flood = [asyncio.create_task(reader.read(KEY_ID, asking(GOOD))) for _ in range(50)]
+    await asyncio.wait(flood, return_when=asyncio.FIRST_COMPLETED)
+    assert await reader.read("another key", asking(GOOD)) == READ
+    assert not all(task.done() for task in flood)
+    await asyncio.gather(*flood, return_exceptions=True)
+
+
+async def test_one_key_cannot_fill_the_queue_of_all(reader: BodyProcess) -> None:
+    large = asking(GOOD.replace(PAD, b"x" * 15 * MIB))
+    waiting = [asyncio.create_task(reader.read(KEY_ID, large)) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(BackendError):
+        await reader.read(KEY_ID, large)
+    assert await reader.read("another key", asking(GOOD)) == READ
+    await asyncio.gather(*waiting, return_exceptions=True)
 
 
 async def test_a_small_check_is_answered_while_a_large_one_hangs(
     reader: BodyProcess,
 ) -> None:
-    await reader.read(asking(GOOD))
+    await reader.read(KEY_ID, asking(GOOD))
     os.kill(pid_of(reader), signal.SIGSTOP)
     authorizer, key = await authorizer_with_key(reader)
     large = asyncio.create_task(authorizer.authorize(asking(GOOD, x_api_key=key)))
@@ -180,14 +205,14 @@ async def test_the_process_gets_none_of_the_settings(
     reader: BodyProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AUTHZ_CACHE_SECRET", "a secret")
-    await reader.read(asking(GOOD))
+    await reader.read(KEY_ID, asking(GOOD))
     environment = Path(f"/proc/{pid_of(reader)}/environ").read_bytes()
     assert b"AUTHZ_" not in environment
 
 
 async def test_the_process_ends_with_its_reader() -> None:
     async with body_process() as reader:
-        await reader.read(asking(GOOD))
+        await reader.read(KEY_ID, asking(GOOD))
         pid = pid_of(reader)
         os.kill(pid, signal.SIGSTOP)
     assert reader.pid is None
@@ -207,7 +232,7 @@ def test_the_process_ends_when_its_worker_is_killed() -> None:
 
 async def be_a_worker() -> None:
     async with body_process() as reader:
-        await reader.read(asking(GOOD))
+        await reader.read(KEY_ID, asking(GOOD))
         print(reader.pid, flush=True)  # noqa: T201 - what the test waits for
         await asyncio.Event().wait()
 

@@ -27,7 +27,7 @@ class ElsewhereReader:
         self.asked: list[Request] = []
         self.answer: Asked | Deny | BackendError = Deny(Reason.MODEL_MISSING)
 
-    async def read(self, request: Request) -> Asked | Deny:
+    async def read(self, _key_id: str, request: Request) -> Asked | Deny:
         self.asked.append(request)
         if isinstance(self.answer, BackendError):
             raise self.answer

@@ -54,6 +54,18 @@ def test_each_name_of_a_manager_must_be_allowed(
         assert verdict(asked, ROOT) in {LLAMA, LLAMA.replace("llama3.1", "qwen3")}
 
 
+@pytest.mark.parametrize(
+    "field", ["files", "adapters", "draft_files", "modelfile", "path"]
+)
+def test_only_a_key_for_any_model_builds_from_what_has_no_name(field: str) -> None:
+    body = {"model": "llama3.1", field: {"a.gguf": "sha256:" + "a" * 64}}
+    asked = ask(body, "/api/create")
+    assert verdict(asked, MANAGER) is Reason.MODEL_UNNAMED
+    assert verdict(asked, ROOT) == LLAMA
+    asked = ask(body | {field: {}}, "/api/create")
+    assert verdict(asked, MANAGER) == LLAMA
+
+
 @pytest.mark.parametrize("host", ["hf.co", "10.0.0.1:80", "registry.ollama.ai:443"])
 @pytest.mark.parametrize(("path", "method", "body"), MANAGED)
 def test_no_manager_names_another_registry(
