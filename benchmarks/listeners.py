@@ -8,17 +8,18 @@ from __future__ import annotations
 from typing import Any
 
 _MANAGER = "envoy.filters.network.http_connection_manager"
-_SCRIPT = "envoy.filters.http.lua"
+# gateway.lua, and the guard that lets nothing pass without it.
+_SCRIPTS = ("envoy.filters.http.lua", "guard")
 _KEY_CHECK = ("envoy.filters.http.ext_authz", "envoy.filters.http.router")
 _ROUTE = {"match": {"prefix": "/"}, "route": {"cluster": "ollama", "timeout": "0s"}}
 _HOST = {"name": "all", "domains": ["*"], "routes": [_ROUTE]}
 
 
 def without_script(listener: dict[str, Any]) -> None:
-    """Leave out gateway.lua alone."""
+    """Leave out gateway.lua and its guard."""
     manager = _manager(listener)["typed_config"]
     manager["http_filters"] = [
-        part for part in manager["http_filters"] if part["name"] != _SCRIPT
+        part for part in manager["http_filters"] if part["name"] not in _SCRIPTS
     ]
 
 
