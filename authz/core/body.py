@@ -73,6 +73,12 @@ _DECODER = json.JSONDecoder(
 )
 
 
+def decode_strictly(text: bytes) -> object:
+    """Return the one value of a JSON text. Raises ValueError, RecursionError."""
+    value: object = _DECODER.decode(text.decode("utf-8"))
+    return value
+
+
 def read_body(request: Request) -> Json | Deny:
     """Return the one JSON object that is the whole body."""
     refused = refused_framing(request)
@@ -130,7 +136,7 @@ def refused_framing(request: Request) -> Reason | None:
 
 def _parse(text: bytes) -> Json | Deny:
     try:
-        body = _DECODER.decode(text.decode("utf-8"))
+        body = decode_strictly(text)
     except RecursionError:  # several times deeper than what we take
         return Deny(Reason.BODY_TOO_COMPLEX)
     except ValueError:

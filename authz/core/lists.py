@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from authz.core.body import decode_strictly
 from authz.core.names import canonical
 
 if TYPE_CHECKING:
@@ -35,19 +36,6 @@ _FORMS = {
 LISTS = _FORMS.keys()
 
 
-def _unique(pairs: list[tuple[str, object]]) -> Json:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        msg = "a key stands twice in one object"
-        raise ValueError(msg)
-    return members
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(constant)
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
 _ENCODER = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False
 )
@@ -63,7 +51,7 @@ def cut_list(endpoint: str, body: bytes, allowed: Allowlist) -> bytes | None:
     if form is None:
         return None
     try:
-        answer = _cut(form, _DECODER.decode(body.decode()), allowed)
+        answer = _cut(form, decode_strictly(body), allowed)
         return None if answer is None else _ENCODER.encode(answer).encode()
     except (ValueError, RecursionError):
         return None
