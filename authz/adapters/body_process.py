@@ -32,6 +32,8 @@ _LEAST_TIME_S = 0.3
 _MOST_BYTES = 64 * 1024 * 1024
 _MOST_BYTES_OF_A_KEY = _MOST_BYTES // 2
 _ANSWER_BYTES = 4096
+# What an interpreter may need of the environment to start.
+_PYTHONS = ("PYTHON", "PATH", "LD_LIBRARY_PATH", "LANG", "LC_")
 
 
 @asynccontextmanager
@@ -156,10 +158,11 @@ async def _start() -> _Child:
     with theirs:
         try:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", body_child.__name__),
+                # -P: no module of the working directory.
+                *(sys.executable, "-P", "-m", body_child.__name__),
                 stdin=theirs.fileno(),
                 # It needs no settings, and some of them are secrets.
-                env={k: v for k, v in os.environ.items() if not k.startswith("AUTHZ_")},
+                env={k: v for k, v in os.environ.items() if k.startswith(_PYTHONS)},
                 start_new_session=True,  # Ctrl-C is for the worker
             )
         except BaseException:

@@ -7,9 +7,11 @@ the body is refused instead.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from authz.core import names
@@ -32,10 +34,15 @@ _MOST_PARTS = 500_000
 # JSON schemas of tools and formats nest some dozens deep.
 _DEEPEST = 200
 _MOST_DIGITS = 100
+_SLICE_BYTES = 64 * 1024
 
 
 class _NotStrictError(ValueError):
     """The text is JSON for some readers only."""
+
+
+class _TwoSpellingsError(ValueError):
+    """A key may be equal to another one that is spelled with escapes."""
 
 
 def _unique(pairs: list[tuple[str, object]]) -> Json:
@@ -45,6 +52,12 @@ def _unique(pairs: list[tuple[str, object]]) -> Json:
     # Go reads every lone surrogate as U+FFFD, which may make two keys one.
     "".join(members).encode()
     return members
+
+
+def _unique_ascii(pairs: list[tuple[str, object]]) -> Json:
+    if not all(key.isascii() for key, _ in pairs):
+        raise _TwoSpellingsError
+    return _unique(pairs)
 
 
 def _integer(digits: str) -> int:
@@ -65,12 +78,11 @@ def _refuse(_constant: str) -> NoReturn:
     raise _NotStrictError
 
 
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique,
-    parse_int=_integer,
-    parse_float=_finite,
-    parse_constant=_refuse,
+_decoder = partial(
+    json.JSONDecoder, parse_int=_integer, parse_float=_finite, parse_constant=_refuse
 )
+_DECODER = _decoder(object_pairs_hook=_unique)
+_ASCII_KEYS_DECODER = _decoder(object_pairs_hook=_unique_ascii)
 
 
 def decode_strictly(text: bytes) -> object:
@@ -79,14 +91,40 @@ def decode_strictly(text: bytes) -> object:
     return value
 
 
+def _decode_compactly(text: bytes) -> object:
+    """Decode strictly, with each byte of a text beyond ASCII as a sign of its own.
+
+    One emoji would make Python keep four bytes for every sign of a text. What we
+    look for is ASCII, and reads the same.
+    """
+    if text.isascii():
+        return decode_strictly(text)
+    _refuse_broken_utf8(text)
+    decoder = _ASCII_KEYS_DECODER if b"\\u" in text else _DECODER
+    try:
+        value: object = decoder.decode(text.decode("latin-1"))
+    except _TwoSpellingsError:
+        return decode_strictly(text)
+    return value
+
+
+def _refuse_broken_utf8(text: bytes) -> None:
+    at = 0
+    while at < len(text):
+        piece = text[at : at + _SLICE_BYTES]
+        is_last = at + len(piece) == len(text)
+        at += codecs.utf_8_decode(piece, "strict", is_last)[1]
+
+
 def read_body(request: Request) -> Json | Deny:
     """Return the one JSON object that is the whole body."""
     refused = refused_framing(request)
     if refused:
         return Deny(refused)
-    if sum(map(request.body.count, _SIGNS)) > _MOST_PARTS:
+    text = bytes(request.body)
+    if sum(map(text.count, _SIGNS)) > _MOST_PARTS:
         return Deny(Reason.BODY_TOO_COMPLEX)
-    body = _parse(request.body)
+    body = _parse(text)
     if isinstance(body, Deny):
         return body
     if not all(map(_PLAIN_KEY.fullmatch, body)):
@@ -96,7 +134,8 @@ def read_body(request: Request) -> Json | Deny:
 
 def read_models(endpoint: Endpoint, body: Json) -> tuple[str, ...] | Deny:
     """Return the canonical names that a body holds, first what it is about."""
-    further = ((field,) for field in endpoint.further_fields if field in body)
+    optional = (field for field in endpoint.optional_fields if field in body)
+    further = ((field,) for field in (*endpoint.further_fields, *optional))
     models = []
     for fields in (endpoint.model_fields, *further):
         name = _read_name(fields, body)
@@ -136,7 +175,7 @@ def refused_framing(request: Request) -> Reason | None:
 
 def _parse(text: bytes) -> Json | Deny:
     try:
-        body = decode_strictly(text)
+        body = _decode_compactly(text)
     except RecursionError:  # several times deeper than what we take
         return Deny(Reason.BODY_TOO_COMPLEX)
     except ValueError:

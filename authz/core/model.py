@@ -122,13 +122,14 @@ class Request:
     """One request as Envoy describes it; the path is normalised by Envoy.
 
     ``headers`` has lower-case names; what was sent twice is joined by a comma.
+    ``body`` may be a view of the message that it came in.
     ``headers_only`` marks the Check that comes before the body is read.
     """
 
     method: str
     path: str
     headers: Mapping[str, str] = field(repr=False)
-    body: bytes = field(repr=False)
+    body: bytes | memoryview = field(repr=False)
     headers_only: bool = False
 
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 import structlog
 
 from authz.core.model import Deny, Reason
-from authz.edge.translate import request_of, response_of
+from authz.edge.translate import response_of
 from authz.errors import BackendError
 
 if TYPE_CHECKING:
     from authz.authorizer import Authorizer
     from authz.core.model import Decision, Request
     from authz.metrics import Metrics
-    from authz.pb.external_auth_pb2 import CheckRequest
 
 log = structlog.get_logger()
 
@@ -27,10 +26,9 @@ class Check:
         self._authorizer = authorizer
         self._metrics = metrics
 
-    async def answer(self, message: CheckRequest, _context: object) -> bytes:
-        """Answer one CheckRequest with a serialised CheckResponse."""
+    async def answer(self, request: Request, _context: object) -> bytes:
+        """Answer one request with a serialised CheckResponse."""
         started = time.perf_counter()
-        request = request_of(message)
         decision = await self._decide(request)
         if isinstance(decision, Deny):
             self._report(decision, request)

@@ -9,8 +9,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
+from authz.edge.translate import request_of
 from authz.errors import ConfigError
-from authz.pb import external_auth_pb2 as pb
 from authz.pb.external_processor_pb2 import ProcessingRequest, ProcessingResponse
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _checks(check: Check) -> grpc.GenericRpcHandler:
         {
             "Check": grpc.unary_unary_rpc_method_handler(
                 check.answer,
-                request_deserializer=pb.CheckRequest.FromString,
+                request_deserializer=request_of,
                 # Check answers in bytes: verdicts are serialised once and kept.
                 response_serializer=None,
             )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from authz.core.allowlist import EVERYTHING
 from authz.core.lists import LISTS
 from authz.core.model import Code, Deny, Request
+from authz.edge import wire
 from authz.pb import external_auth_pb2 as pb
 
 if TYPE_CHECKING:
@@ -29,15 +30,16 @@ _CHALLENGE = 'Bearer realm="api"'
 _SERVER_ERROR = 500
 
 
-def request_of(message: pb.CheckRequest) -> Request:
+def request_of(message: bytes) -> Request:
     """Read a CheckRequest; what it lacks is empty and is denied as such."""
-    http = message.attributes.request.http
+    check, body = wire.parse(message)
+    http = check.attributes.request.http
     return Request(
         method=http.method,
         path=http.path,
         headers=dict(http.headers),
-        body=http.raw_body,
-        headers_only=message.attributes.context_extensions.get("phase") == "headers",
+        body=body,
+        headers_only=check.attributes.context_extensions.get("phase") == "headers",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import select
 import signal
 import subprocess
@@ -55,6 +56,13 @@ def pid_of(reader: BodyProcess) -> int:
     return reader.pid
 
 
+def memory_of(reader: BodyProcess, what: str) -> int:
+    status = Path(f"/proc/{pid_of(reader)}/status").read_text()
+    found = re.search(rf"^{what}:\s+(\d+) kB$", status, re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
 @pytest.mark.parametrize(
     "request_",
     [
@@ -83,6 +91,9 @@ def pid_of(reader: BodyProcess) -> int:
         asking(b"[%b1]" % (b"{}," * 600_000)),
         asking(b'{"x":%b1}' % (b"9" * 70_000)),
         asking(b"\0" * 70_000),
+        asking(GOOD.replace(b"x", "\u00e9\\u001b".encode(), 1)),
+        asking('{"model":"a","x":{"\u00e9":1},"y":"\\u001b%b"}'.encode() % PAD),
+        asking('{"model":"a","x":{"\u00e9":1,"\\u00e9":2},"y":"%b"}'.encode() % PAD),
     ],
 )
 async def test_the_process_says_what_the_worker_would_say(
@@ -205,9 +216,27 @@ async def test_the_process_gets_none_of_the_settings(
     reader: BodyProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AUTHZ_CACHE_SECRET", "a secret")
+    monkeypatch.setenv("PGPASSWORD", "a secret")
     await reader.read(KEY_ID, asking(GOOD))
     environment = Path(f"/proc/{pid_of(reader)}/environ").read_bytes()
-    assert b"AUTHZ_" not in environment
+    assert b"secret" not in environment
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"x", "\U0001f600x".encode(), "\u4e2d".encode(), b"\\n", b"\\u4e2d"],
+    ids=["ascii", "emoji", "chinese", "escapes", "escaped chinese"],
+)
+async def test_a_large_text_takes_three_times_its_size_to_read(
+    reader: BodyProcess, text: bytes
+) -> None:
+    await reader.read(KEY_ID, asking(GOOD))
+    before = memory_of(reader, "VmRSS")
+    Path(f"/proc/{pid_of(reader)}/clear_refs").write_text("5")  # the peak: from now
+    body = GOOD.replace(PAD, text * (10 * MIB // len(text)))
+    assert await reader.read(KEY_ID, asking(body)) == READ
+    # And a view of the message that it came in is all that the worker has of it.
+    assert memory_of(reader, "VmHWM") - before < 3.1 * len(body)
 
 
 async def test_the_process_ends_with_its_reader() -> None:

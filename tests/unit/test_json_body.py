@@ -73,6 +73,36 @@ def test_a_lone_surrogate_is_read_in_a_text_but_not_in_a_key() -> None:
     assert_refused(read_value(rb'{"\ud83d":1,"\ude00":2}'))
 
 
+@pytest.mark.parametrize(
+    "members",
+    [
+        '"\u00e9":1,"\u00e9":2',
+        r'"\u00e9":1,"\u00e9":2'.replace("\\u00e9", "\u00e9", 1),
+        r'"\u00e9":1,"\u00E9":2',
+        r'"a\ud83d\ude00":1,"aX":2'.replace("X", "\U0001f600"),
+        '"x":{"\u00e9":1,"\u00e9":2}',
+    ],
+)
+def test_a_key_beyond_ascii_does_not_stand_twice_in_any_spelling(members: str) -> None:
+    assert_refused(read_value(b"{%b}" % members.encode()))
+
+
+@pytest.mark.parametrize(
+    "members",
+    ['"\u00e9":1,"\u00e8":2', r'"\u00c3\u00a9":1,"X":"\n"'.replace("X", "\u00e9")],
+)
+def test_keys_beyond_ascii_that_differ_are_read(members: str) -> None:
+    assert isinstance(read_value(b"{%b}" % members.encode()), dict)
+
+
+@pytest.mark.parametrize("at", range(65_530, 65_540))
+def test_a_sign_of_several_bytes_may_stand_anywhere(at: int) -> None:
+    body = b'{"x":"%b\xf0\x9f\x98\x80"}' % (b"a" * (at - 6))
+    assert isinstance(read(body), dict)
+    assert_refused(read(body.replace(b"\x9f", b"")))
+    assert_refused(read(body[:-3] + b'"}'))
+
+
 def test_an_escaped_key_is_the_key() -> None:
     assert read(rb'{"mo\u0064el":"m"}') == {"model": "m"}
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from envoy_data_plane.envoy.service.auth import v3 as envoy
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
 
 from authz.core.allowlist import Allowlist
 from authz.core.model import CODES, Allow, Code, Deny, Key, Reason, Scope
@@ -44,7 +49,7 @@ def test_the_generated_code_is_that_of_the_protos(tmp_path: Path) -> None:
         assert (ROOT / file.relative_to(tmp_path)).read_text() == file.read_text()
 
 
-def check_request(phase: str | None = None) -> bytes:
+def check_request(phase: str | None = None, body: bytes = b"{\xff}") -> bytes:
     return bytes(
         envoy.CheckRequest(
             attributes=envoy.AttributeContext(
@@ -58,7 +63,7 @@ def check_request(phase: str | None = None) -> bytes:
                         protocol="HTTP/2",
                         size=3,
                         headers={"x-api-key": "k", "content-length": "3"},
-                        raw_body=b"{\xff}",
+                        raw_body=body,
                     )
                 ),
             )
@@ -67,7 +72,7 @@ def check_request(phase: str | None = None) -> bytes:
 
 
 def test_we_read_what_envoy_writes() -> None:
-    request = request_of(pb.CheckRequest.FromString(check_request()))
+    request = request_of(check_request())
     assert request.method == "POST"
     assert request.path == "/api/chat"
     assert request.headers == {"x-api-key": "k", "content-length": "3"}
@@ -75,13 +80,39 @@ def test_we_read_what_envoy_writes() -> None:
     assert not request.headers_only
 
 
+def test_a_large_body_is_read_where_it_stands() -> None:
+    body = bytes(range(256)) * 4 * 4096
+    message = check_request("headers", body)
+    tracemalloc.start()
+    request = request_of(message)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < len(body) / 10
+    assert request == replace(request_of(check_request("headers")), body=body)
+
+
+@pytest.mark.parametrize("cut", [1, 1000, 100_000])
+def test_a_large_message_that_breaks_off_is_an_error(cut: int) -> None:
+    with pytest.raises(ValueError, match="CheckRequest"):
+        request_of(check_request(body=b"x" * 200_000)[:-cut])
+
+
+@given(st.binary(max_size=50), st.integers(0, 200))
+def test_whatever_comes_in_a_large_message_is_read_or_an_error(
+    odd: bytes, at: int
+) -> None:
+    message = check_request(body=b"x" * 70_000)
+    with suppress(ValueError, DecodeError):
+        request_of(message[:at] + odd + message[at:])
+
+
 def test_the_check_before_the_body_is_told_by_the_route() -> None:
-    request = request_of(pb.CheckRequest.FromString(check_request("headers")))
+    request = request_of(check_request("headers"))
     assert request.headers_only
 
 
 def test_an_empty_check_request_is_an_empty_request() -> None:
-    request = request_of(pb.CheckRequest())
+    request = request_of(b"")
     assert (request.method, request.path, request.headers) == ("", "", {})
 
 
