@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from tests.upstream import Received
 
 ALLOWED_MODELS = {"llama3.1", "llama3.1:latest"}
+# What our listener.yaml lets travel; the rest is how HTTP/1.1 frames a request.
+FORWARDED = {"accept", "content-type", "user-agent", "x-request-id"}
+FORWARDED |= {"traceparent", "tracestate"}
+FORWARDED |= {"host", "content-length", "transfer-encoding"}
 _CREDENTIALS = {"authorization", "x-api-key", "proxy-authorization", "cookie"}
 
 
@@ -70,6 +74,11 @@ def header_faults(received: Sequence[Received], case: Case) -> list[str]:
         for name, value in case.headers.items()
         if request.headers.get(name) != value
     ]
+
+
+def stray_headers(received: Sequence[Received]) -> set[str]:
+    """Return the names of headers that our gateway has no reason to forward."""
+    return {name for request in received for name, _ in fields(request)} - FORWARDED
 
 
 def verdict(case: Case, outcome: Outcome) -> str:

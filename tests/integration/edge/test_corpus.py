@@ -43,6 +43,7 @@ async def test_what_is_forwarded_is_what_was_authorised(
     assert judge.forwarding_faults(received, outcome, key) == []
     assert judge.forwarded_id_faults(received, outcome) == []
     assert judge.header_faults(received, case) == []
+    assert judge.stray_headers(received) == set()
     assert judge.summaries(received) == case.authorised(key)
 
 

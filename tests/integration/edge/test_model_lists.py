@@ -29,7 +29,7 @@ MIB = 1024 * 1024
 
 
 def native(*names: str) -> dict[str, object]:
-    entries = [{"name": n, "model": n, "size": 4 << 30, "é": "世"} for n in names]
+    entries = [{"name": n, "model": n, "size": 4 << 30, "digest": "世"} for n in names]
     return {"models": entries}
 
 
@@ -84,7 +84,21 @@ async def test_a_list_shows_what_the_key_may_use(
     assert (answered.status, answered.body) == (200, compact(cut))
 
 
-async def test_a_key_for_everything_sees_everything_as_it_is(raw: RawGateway) -> None:
+async def test_a_list_names_no_other_model_and_no_host(
+    raw: RawGateway, bearer: str
+) -> None:
+    entry = {"name": "llama3.1", "model": "llama3.1", "details": {"parent_model": ""}}
+    told = {
+        "remote_model": "secret-a",
+        "remote_host": "http://secret",
+        "of": ["secret"],
+    }
+    whole = entry | told | {"details": {"parent_model": "secret-b"} | told}
+    raw.upstream.script = answer(200, compact({"models": [whole]} | told))
+    assert (await ask(raw, bearer)).body == compact({"models": [entry]})
+
+
+async def test_a_key_for_everything_sees_every_model(raw: RawGateway) -> None:
     raw.upstream.script = answer(200, compact(native(*NAMES)))
     everything = f"authorization: Bearer {await raw.new_key('*')}"
     assert (await ask(raw, everything)).body == compact(native(*NAMES))
@@ -112,7 +126,7 @@ async def test_two_lists_that_differ_in_what_is_hidden_are_answered_alike(
     for hidden in ((), NAMES[1:]):
         body = compact(native("llama3.1:latest", *hidden))
         head = (
-            f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+            f"HTTP/1.1 200 OK\r\ncontent-type: text/plain; n={len(body)}\r\n"
             f"etag: {len(body)}\r\ncontent-length: {len(body)}\r\n\r\n"
         )
         raw.upstream.script = (head.encode(), body if method == "GET" else b"")
@@ -121,6 +135,29 @@ async def test_two_lists_that_differ_in_what_is_hidden_are_answered_alike(
         seen.append([answered.status, answered.body])
         seen[-1] += [pair for pair in answered.headers if pair[0] not in ours]
     assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_list_has_our_type_and_our_date(
+    raw: RawGateway, bearer: str, method: str
+) -> None:
+    head, body = answer(200, compact(native()), "text/plain; secret")[0].split(
+        b"\r\n\r\n"
+    )
+    head += b"\r\ndate: Thu, 01 Jan 1970 00:00:00 GMT\r\n\r\n"
+    raw.upstream.script = (head, body if method == "GET" else b"")
+    answered = await ask(raw, bearer, method=method)
+    assert answered.header("content-type") == "application/json"
+    assert "1970" not in (answered.header("date") or "")
+
+
+@pytest.mark.parametrize("length", ["content-length: 4711\r\n", ""])
+async def test_a_head_has_no_body_and_no_length(
+    raw: RawGateway, bearer: str, length: str
+) -> None:
+    raw.upstream.script = (f"HTTP/1.1 200 OK\r\n{length}\r\n".encode(),)
+    answered = await ask(raw, bearer, method="HEAD")
+    assert (answered.status, answered.header("content-length")) == (200, None)
 
 
 async def test_a_list_may_come_in_pieces(raw: RawGateway, bearer: str) -> None:
@@ -150,6 +187,9 @@ UNREADABLE = {
     "text after it": answer(200, '{"models":[]}{}'),
     "a stream": answer(200, '{"error":"x"}\n', "application/x-ndjson"),
     "another success": answer(203, "{"),
+    "nothing": answer(200),
+    "nothing in pieces": stream("application/json", ()),
+    "no content": (b"HTTP/1.1 204 No Content\r\n\r\n",),
     "encoded": (
         b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 3\r\n\r\nzzz",
     ),
@@ -164,6 +204,26 @@ async def test_an_answer_that_cannot_be_read_is_a_502(
 ) -> None:
     raw.upstream.script = UNREADABLE[case]
     assert_row(await ask(raw, bearer), rows.UPSTREAM)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_nothing_is_a_502_for_every_method(
+    raw: RawGateway, bearer: str, method: str
+) -> None:
+    raw.upstream.script = answer(200)
+    answered = await ask(raw, bearer, method=method)
+    assert_row(answered, rows.UPSTREAM, head=method == "HEAD")
+
+
+async def test_a_list_that_takes_too_long_to_cut_is_a_503(raw: RawGateway) -> None:
+    # Each name is compared with each pattern: together some 40 seconds of work.
+    patterns = ",".join(f"*x{i}*" for i in range(1000))
+    slow = f"authorization: Bearer {await raw.new_key(patterns)}"
+    entries = [{"name": f"m{i}", "model": f"m{i}"} for i in range(29_000)]
+    raw.upstream.script = answer(200, compact({"models": entries[:9]}))
+    assert (await ask(raw, slow)).status == 200
+    raw.upstream.script = answer(200, compact({"models": entries}))
+    assert_row(await ask(raw, slow), rows.UNAVAILABLE)
 
 
 async def test_an_error_without_a_body_has_its_row(

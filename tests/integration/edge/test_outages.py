@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 HUNG_AUTHZ_S = 8
 AT_ONCE_S = 2
 
+LIST = b'{"models":[]}'
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(LIST)
+
 
 def with_times(**seconds: float) -> Callable[[Path], None]:
     """Shorten times of the listener, by their names in listener.yaml."""
@@ -83,6 +86,26 @@ async def test_an_authz_that_hangs_is_a_503_and_recovers_by_itself(
         finally:
             gateway.authz.process.send_signal(signal.SIGCONT)
         assert (await http1(gateway.port, chat(key))).status == 200
+
+
+@pytest.mark.parametrize("seen", [b"", HEAD], ids=["at once", "after the head"])
+async def test_an_authz_that_hangs_while_a_list_arrives_is_a_503_in_time(
+    stores: Stores, tmp_path: Path, seen: bytes
+) -> None:
+    async with own_gateway(stores, tmp_path) as gateway:
+
+        async def hang() -> None:
+            gateway.authz.process.send_signal(signal.SIGSTOP)
+
+        gateway.upstream.script = (seen, hang, (HEAD + LIST).removeprefix(seen))
+        key = await gateway.new_key()
+        request = b"GET /api/tags HTTP/1.1\r\nhost: a\r\nx-api-key: %b\r\n\r\n"
+        try:
+            answered, took = await timed(gateway.port, request % key.encode())
+        finally:
+            gateway.authz.process.send_signal(signal.SIGCONT)
+        assert_row(answered, rows.UNAVAILABLE)
+        assert took < HUNG_AUTHZ_S
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
