@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from authz.core import credential
+from authz.core.parameters import Parameters
 from authz.ports import NewKey
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ def issue(
     owner: str = "",
     models: Sequence[str],
     scopes: Sequence[str],
+    parameters: Parameters | None = None,
     expires_at: datetime | None,
 ) -> tuple[NewKey, str]:
     """Return what to store and the raw key, which exists nowhere else."""
@@ -30,6 +32,7 @@ def issue(
         owner=owner,
         models=tuple(models),
         scopes=tuple(scopes),
+        parameters=parameters or Parameters(),
         expires_at=expires_at,
         digest=credential.digest(raw_key),
         prefix=raw_key[: credential.PREFIX_LENGTH],

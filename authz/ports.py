@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from authz.core.model import Asked, Deny, Key, Request
+    from authz.core.parameters import Parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class NewKey:
     owner: str
     models: tuple[str, ...]
     scopes: tuple[str, ...]
+    parameters: Parameters
     expires_at: datetime | None
     digest: bytes
     prefix: str
@@ -45,6 +47,7 @@ class KeyRecord:
     prefix: str
     models: tuple[str, ...]
     scopes: tuple[str, ...]
+    parameters: Parameters
     expires_at: datetime | None
     disabled: bool
     revoked_at: datetime | None

@@ -108,7 +108,7 @@ plain = st.builds(
     lambda extra, ascii_only: json.dumps(
         {**extra, "model": "llama3.1"}, ensure_ascii=ascii_only
     ).encode(),
-    st.dictionaries(st.sampled_from(["prompt", "messages", "options", "$x_1"]), _JSON),
+    st.dictionaries(st.sampled_from(["prompt", "metadata", "seed", "$x_1"]), _JSON),
     st.booleans(),
 )
 """What a client's JSON library writes: the model ``llama3.1`` and other fields."""
@@ -149,6 +149,8 @@ _SWITCHES = st.sampled_from(
         "in\\u0073ecure",
         "remote_host",
         "REMOTE_HOST",
+        "_debug_render_only",
+        "_Debug_Render_Only",
     ]
 )
 _SETTINGS = st.sampled_from(["true", "false", "null", '""', '"ollama.com"', "0", "[]"])

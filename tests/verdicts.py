@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from authz.core.allowlist import Allowlist
 from authz.core.decide import find_permitted, judge, read_asked
 from authz.core.model import Deny, Key, Reason, Request, Scope
+from authz.core.parameters import Parameters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +23,7 @@ KEY = Key(
     owner="o",
     models=Allowlist((LLAMA,)),
     scopes=frozenset({Scope.INFERENCE, Scope.READ}),
+    parameters=Parameters(),
     expires_at=None,
     disabled=False,
     revoked=False,

@@ -12,6 +12,7 @@ import asyncpg
 from authz.adapters.postgres import translated_errors
 from authz.core.allowlist import Allowlist
 from authz.core.model import Key, Scope
+from authz.core.parameters import parse_parameters
 from authz.errors import Refused
 from authz.ports import KeyRecord
 
@@ -25,7 +26,7 @@ FIND_TIMEOUT_S = 0.5
 
 # least() ignores nulls: the earlier of the two that are set.
 _FIND = """
-SELECT k.id, k.name, k.owner, k.models, k.scopes, k.disabled, k.version,
+SELECT k.id, k.name, k.owner, k.models, k.scopes, k.parameters, k.disabled, k.version,
        k.revoked_at IS NOT NULL AS revoked,
        least(k.expires_at, s.expires_at) AS expires_at
   FROM secrets s JOIN keys k ON k.id = s.key_id
@@ -33,8 +34,8 @@ SELECT k.id, k.name, k.owner, k.models, k.scopes, k.disabled, k.version,
 """
 
 _RECORDS = """
-SELECT k.id, k.name, k.owner, k.models, k.scopes, k.expires_at, k.disabled,
-       k.revoked_at, k.created_at,
+SELECT k.id, k.name, k.owner, k.models, k.scopes, k.parameters, k.expires_at,
+       k.disabled, k.revoked_at, k.created_at,
        (SELECT s.prefix FROM secrets s WHERE s.key_id = k.id
          ORDER BY s.created_at DESC LIMIT 1) AS prefix
   FROM keys k
@@ -44,8 +45,8 @@ _BY_ID = _RECORDS + "WHERE k.id = $1"
 _BY_NAME = _RECORDS + "WHERE k.name = $1 ORDER BY k.revoked_at NULLS FIRST"
 
 _ADD_KEY = """
-INSERT INTO keys (id, name, owner, models, scopes, expires_at)
-VALUES ($1, $2, $3, $4, $5, $6)
+INSERT INTO keys (id, name, owner, models, scopes, parameters, expires_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
 """
 _ADD_DIGEST = "INSERT INTO secrets (digest, key_id, prefix) VALUES ($1, $2, $3)"
 _REVOKE = "UPDATE keys SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL"
@@ -86,11 +87,12 @@ class PostgresKeyWriter:
 
     async def create(self, new: NewKey) -> KeyRecord:
         """Store a key with its first secret."""
-        key = (new.id, new.name, new.owner, new.models, new.scopes, new.expires_at)
+        key = (new.id, new.name, new.owner, new.models, new.scopes)
+        more = (str(new.parameters), new.expires_at)
         with translated_errors():
             try:
                 async with self._connection.transaction():
-                    await self._connection.execute(_ADD_KEY, *key)
+                    await self._connection.execute(_ADD_KEY, *key, *more)
                     await self._connection.execute(
                         _ADD_DIGEST, new.digest, new.id, new.prefix
                     )
@@ -138,6 +140,7 @@ def _key(row: asyncpg.Record) -> Key:
         owner=row["owner"],
         models=Allowlist(tuple(row["models"])),
         scopes=frozenset(map(Scope, row["scopes"])),
+        parameters=parse_parameters(row["parameters"]),
         expires_at=row["expires_at"],
         disabled=row["disabled"],
         revoked=row["revoked"],
@@ -149,4 +152,5 @@ def _record(row: asyncpg.Record) -> KeyRecord:
     columns = dict(row)
     columns["models"] = tuple(columns["models"])
     columns["scopes"] = tuple(columns["scopes"])
+    columns["parameters"] = parse_parameters(columns["parameters"])
     return KeyRecord(**columns)

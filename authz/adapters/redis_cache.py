@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 
 from authz.core.allowlist import Allowlist
 from authz.core.model import Key, Scope
+from authz.core.parameters import parse_parameters
 from authz.errors import CacheUnavailable
 from authz.ports import Verified
 
@@ -95,7 +96,7 @@ async def _translated_errors() -> AsyncIterator[None]:
 
 def _entry(digest: bytes) -> str:
     # The number is that of the record's layout: change both together.
-    return f"authz:key:1:{digest.hex()}"
+    return f"authz:key:2:{digest.hex()}"
 
 
 class _Record(TypedDict):
@@ -105,6 +106,7 @@ class _Record(TypedDict):
     owner: str
     models: list[str]
     scopes: list[str]
+    parameters: str
     expires_at: str | None
     disabled: bool
     revoked: bool
@@ -120,6 +122,7 @@ def _to_record(verified: Verified) -> _Record:
         owner=key.owner,
         models=list(key.models.patterns),
         scopes=sorted(scope.value for scope in key.scopes),
+        parameters=str(key.parameters),
         expires_at=key.expires_at.isoformat() if key.expires_at else None,
         disabled=key.disabled,
         revoked=key.revoked,
@@ -135,6 +138,7 @@ def _from_record(record: _Record) -> Verified:
         owner=record["owner"],
         models=Allowlist(tuple(record["models"])),
         scopes=frozenset(map(Scope, record["scopes"])),
+        parameters=parse_parameters(record["parameters"]),
         expires_at=datetime.fromisoformat(expires_at) if expires_at else None,
         disabled=record["disabled"],
         revoked=record["revoked"],

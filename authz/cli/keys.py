@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from authz.config import Settings
+    from authz.core.parameters import Parameters
     from authz.ports import KeyRecord, KeyWriter
 
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
@@ -36,6 +37,7 @@ class Asked(TypedDict):
     owner: str
     models: tuple[str, ...]
     scopes: tuple[str, ...]
+    parameters: Parameters
     expires_at: datetime | None
 
 
@@ -51,6 +53,12 @@ def keys() -> None:
     "--models", required=True, callback=options.models, help="PATTERN[,PATTERN…]"
 )
 @click.option("--scopes", default="inference,read", callback=options.scopes)
+@click.option(
+    "--parameters",
+    default="default",
+    callback=options.parameters,
+    help="default or strict[,NAME[@MODELS]=BOUND…]",
+)
 @click.option(
     "--expires", "expires_at", callback=options.expires, help="90d or 2030-01-31"
 )
@@ -144,6 +152,7 @@ def _to_json(record: KeyRecord) -> dict[str, object]:
         "state": _state(record),
         "models": list(record.models),
         "scopes": list(record.scopes),
+        "parameters": str(record.parameters),
         "expires_at": rfc3339(record.expires_at),
         "created_at": rfc3339(record.created_at),
         "revoked_at": rfc3339(record.revoked_at),

@@ -11,6 +11,7 @@ import click
 from authz.config import parse_duration
 from authz.core.allowlist import canonical_pattern
 from authz.core.model import Scope
+from authz.core.parameters import Parameters, parse_parameters
 
 _LABEL = re.compile(r"(?! )[A-Za-z0-9._@/ -]{1,80}(?<! )")
 _MOST_PATTERNS = 1_000
@@ -67,6 +68,15 @@ def scopes(_context: object, _option: object, text: str) -> tuple[str, ...]:
         msg = f"--scopes takes {', '.join(grantable)}, separated by commas"
         raise click.UsageError(msg)
     return asked
+
+
+def parameters(_context: object, _option: object, text: str) -> Parameters:
+    """Read a preset and single limits, separated by commas."""
+    try:
+        return parse_parameters(text)
+    except ValueError as error:
+        msg = f"--parameters: {error}"
+        raise click.UsageError(msg) from None
 
 
 def expires(_context: object, _option: object, text: str | None) -> datetime | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from authz.core.amounts import OddValueError, read_amounts
 from authz.core.body import read_body, read_models, refused_framing
 from authz.core.endpoints import find_endpoint
 from authz.core.model import Allow, Asked, Deny, Reason, Scope
@@ -61,6 +62,9 @@ def judge(endpoint: Endpoint, asked: Asked, key: Key) -> Decision:
         return Deny(Reason.MODEL_ELSEWHERE)
     if asked.switched:
         return Deny(Reason.PARAMETER_SWITCH)
+    beyond = key.parameters.first_beyond(asked.amounts, asked.model)
+    if beyond is not None:
+        return Deny(Reason.PARAMETER_BEYOND, parameter=beyond)
     return Allow(key, endpoint.path, asked.model)
 
 
@@ -71,11 +75,16 @@ def _asked_in_body(endpoint: Endpoint, request: Request) -> Asked | Deny:
     models = read_models(endpoint, body)
     if isinstance(models, Deny):
         return models
+    try:
+        amounts = read_amounts(endpoint.path, body)
+    except OddValueError:
+        return Deny(Reason.PARAMETER_ODD)
     # Clients send the value of an unset switch too.
     return Asked(
         models,
         switched=any(map(body.get, endpoint.switches)),
         unnamed=any(map(body.get, endpoint.unnamed_fields)),
+        amounts=amounts,
     )
 
 

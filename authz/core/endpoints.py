@@ -16,7 +16,8 @@ class Endpoint:
     """One route, and where a request to it names models.
 
     ``model_fields`` are the spellings of one name in a JSON body; Ollama takes the
-    first that is not empty. ``further_fields`` name more models, each its own.
+    first that is not empty. ``further_fields`` name more models, each its own;
+    ``optional_fields`` do if they are there.
     ``model_in_path`` is for a name that is the last segment of the path.
     ``switches`` are fields that must be unset, whatever a key may do.
     ``unnamed_fields`` hold models by other than their names: for keys of any model.
@@ -30,6 +31,7 @@ class Endpoint:
     scope: Scope
     model_fields: tuple[str, ...] = ()
     further_fields: tuple[str, ...] = ()
+    optional_fields: tuple[str, ...] = ()
     model_in_path: bool = False
     switches: tuple[str, ...] = ()
     unnamed_fields: tuple[str, ...] = ()
@@ -39,7 +41,15 @@ class Endpoint:
 
 
 def _inference(path: str, *, streams: bool = False) -> Endpoint:
-    return Endpoint(path, ("POST",), Scope.INFERENCE, ("model",), streams=streams)
+    return Endpoint(
+        path,
+        ("POST",),
+        Scope.INFERENCE,
+        ("model",),
+        # It answers with the prompt that the operator wrote for the model.
+        switches=("_debug_render_only",),
+        streams=streams,
+    )
 
 
 def _manage(
@@ -47,6 +57,7 @@ def _manage(
     *model_fields: str,
     method: str = "POST",
     further_fields: tuple[str, ...] = (),
+    optional_fields: tuple[str, ...] = (),
     unnamed_fields: tuple[str, ...] = (),
     streams: bool = False,
 ) -> Endpoint:
@@ -56,6 +67,7 @@ def _manage(
         Scope.MANAGE,
         model_fields,
         further_fields=further_fields,
+        optional_fields=optional_fields,
         # Plain HTTP to a registry, and a model that runs on another machine.
         switches=("insecure", "remote_host"),
         unnamed_fields=unnamed_fields,
@@ -88,7 +100,7 @@ _TABLE = (
     _manage(
         "/api/create",
         *("model", "name"),
-        further_fields=("from",),
+        optional_fields=("from",),
         # Digests, and what older versions read: FROM in a text, a path.
         unnamed_fields=("files", "adapters", "draft_files", "modelfile", "path"),
         streams=True,

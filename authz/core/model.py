@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from authz.core.allowlist import Allowlist
+    from authz.core.parameters import Parameters
 
 
 class Scope(Enum):
@@ -84,6 +85,8 @@ class Reason(Enum):
     MODEL_UNNAMED = "model_unnamed"
     MODEL_ELSEWHERE = "model_elsewhere"
     PARAMETER_SWITCH = "parameter_switch"
+    PARAMETER_BEYOND = "parameter_beyond"
+    PARAMETER_ODD = "parameter_odd"
     UNDECIDED = "undecided"
 
 
@@ -113,6 +116,8 @@ CODES: Mapping[Reason, Code] = {
     Reason.MODEL_UNNAMED: Code.MODEL_NOT_ALLOWED,
     Reason.MODEL_ELSEWHERE: Code.MODEL_NOT_ALLOWED,
     Reason.PARAMETER_SWITCH: Code.PARAMETER_NOT_ALLOWED,
+    Reason.PARAMETER_BEYOND: Code.PARAMETER_NOT_ALLOWED,
+    Reason.PARAMETER_ODD: Code.INVALID_REQUEST,
     Reason.UNDECIDED: Code.UNAVAILABLE,
 }
 
@@ -146,6 +151,7 @@ class Key:
     owner: str
     models: Allowlist
     scopes: frozenset[Scope]
+    parameters: Parameters
     expires_at: datetime | None
     disabled: bool
     revoked: bool
@@ -158,11 +164,13 @@ class Asked:
 
     ``models`` are canonical; ``switched`` tells that a field is set which no key
     may set, ``unnamed`` that a model is also asked for by other than its name.
+    ``amounts`` are what it asks of the machine, by the names in parameters.py.
     """
 
     models: tuple[str, ...] = ()
     switched: bool = False
     unnamed: bool = False
+    amounts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def model(self) -> str | None:
@@ -185,10 +193,15 @@ class Allow:
 
 @dataclass(frozen=True, slots=True)
 class Deny:
-    """The request may not pass; ``methods`` are the allowed ones of a 405."""
+    """The request may not pass.
+
+    ``methods`` are the allowed ones of a 405; ``parameter`` names what was asked
+    too much of.
+    """
 
     reason: Reason
     methods: tuple[str, ...] = ()
+    parameter: str | None = None
 
     @property
     def code(self) -> Code:

@@ -48,7 +48,9 @@ class Check:
 
     def _report(self, deny: Deny, request: Request) -> None:
         self._metrics.checks.labels(deny.code.code).inc()
-        log.info("denied", reason=deny.reason.value, request_id=_id(request))
+        asked = {"parameter": deny.parameter} if deny.parameter else {}
+        reason = deny.reason.value
+        log.info("denied", reason=reason, **asked, request_id=_id(request))
 
 
 def _id(request: Request) -> str | None:

@@ -98,9 +98,10 @@ def _denied(deny: Deny) -> bytes:
             ],
         ),
     )
-    response.dynamic_metadata.update(
-        {"code": code.code, "message": code.message, "reason": deny.reason.value}
-    )
+    metadata = {"code": code.code, "message": code.message, "reason": deny.reason.value}
+    if deny.parameter:
+        metadata["parameter"] = deny.parameter
+    response.dynamic_metadata.update(metadata)
     return response.SerializeToString()
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +38,9 @@ MIB = 1024 * 1024
 KEY_ID = "one key"
 PAD = b"x" * 70_000
 GOOD = b'{"model":"llama3.1","prompt":"%b"}' % PAD
-READ = Asked(("registry.ollama.ai/library/llama3.1:latest",))
+READ = Asked(
+    ("registry.ollama.ai/library/llama3.1:latest",), amounts={"num_predict": -1}
+)
 
 
 @pytest.fixture
@@ -116,7 +119,8 @@ async def test_bodies_that_come_together_get_their_own_answers(
         *(reader.read(KEY_ID, asking(body)) for body in bodies)
     )
     assert answers == [
-        Asked((f"registry.ollama.ai/library/{name}:latest",)) for name in names
+        replace(READ, models=(f"registry.ollama.ai/library/{name}:latest",))
+        for name in names
     ]
 
 

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from authz.adapters.redis_cache import RedisKeyCache
 from authz.core.allowlist import Allowlist
 from authz.core.model import Key, Scope
+from authz.core.parameters import parse_parameters
 from authz.errors import CacheUnavailable
 from authz.ports import Verified
 
@@ -27,6 +28,7 @@ KEY = Key(
     owner="o",
     models=Allowlist(("a/b/c:*", "a/b/d:e")),
     scopes=frozenset({Scope.READ, Scope.INFERENCE}),
+    parameters=parse_parameters("strict,num_ctx@llama3.1=8192"),
     expires_at=datetime(2030, 1, 1, tzinfo=UTC),
     disabled=False,
     revoked=False,

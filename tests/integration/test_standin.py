@@ -138,6 +138,45 @@ async def test_anthropics_events_end_with_the_usage(http: httpx.AsyncClient) -> 
     assert (whole["content"][0]["text"], whole["usage"]) == (ANSWER, usage)
 
 
+async def test_openais_client_reads_responses_whole_and_streamed(
+    openai_client: openai.AsyncOpenAI,
+) -> None:
+    whole = await openai_client.responses.create(model=MODEL, input="two words")
+    assert (whole.output_text, whole.status) == (ANSWER, "completed")
+    stream = await openai_client.responses.create(
+        model=MODEL, input=[{"role": "user", "content": "two words"}], stream=True
+    )
+    events = [event async for event in stream]
+    deltas = [e.delta for e in events if e.type == "response.output_text.delta"]
+    assert "".join(deltas) == ANSWER
+    assert events[-1].type == "response.completed"
+    for response in (whole, events[-1].response):
+        assert response.usage is not None
+        assert (response.usage.input_tokens, response.usage.output_tokens) == (2, 6)
+
+
+async def test_the_events_of_responses_are_named_numbered_and_sorted(
+    http: httpx.AsyncClient,
+) -> None:
+    body = {"model": MODEL, "input": "two words", "stream": True}
+    answer = await http.post("/v1/responses", json=body)
+    assert answer.headers["content-type"] == "text/event-stream"
+    events = [event.split("\ndata: ") for event in answer.text.split("\n\n") if event]
+    for number, (name, text) in enumerate(events):
+        data = json.loads(text)
+        assert f"event: {data['type']}" == name
+        assert data["sequence_number"] == number
+        assert list(data) == sorted(data)
+    assert "[DONE]" not in answer.text
+
+
+async def test_a_pull_says_how_it_goes(client: ollama.AsyncClient) -> None:
+    steps = [step.status async for step in await client.pull(MODEL, stream=True)]
+    assert steps == ["pulling manifest", "success"]
+    with pytest.raises(ollama.ResponseError, match="model 'nope' not found"):
+        await client.pull("nope")
+
+
 async def test_each_family_has_its_own_error(http: httpx.AsyncClient) -> None:
     body = CHAT | {"model": "nope", "max_tokens": 9}
     message = "model 'nope' not found"

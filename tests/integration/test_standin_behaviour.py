@@ -46,6 +46,46 @@ async def test_the_number_of_chunks_can_be_set(http: httpx.AsyncClient) -> None:
     assert json.loads(frames[-1])["eval_count"] == 50
 
 
+TOOL = {"name": "weather", "parameters": {"type": "object", "properties": {}}}
+NESTED = {"type": "function", "function": TOOL}
+CALLS = {
+    "/api/chat": (NESTED, '"arguments":{"city":"Paris"}'),
+    "/v1/chat/completions": (NESTED, '"finish_reason":"tool_calls"'),
+    "/v1/responses": (TOOL | {"type": "function"}, '"type":"function_call"'),
+    "/v1/messages": (TOOL, '"stop_reason":"tool_use"'),
+}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("path", CALLS)
+async def test_a_declared_tool_can_be_called(
+    http: httpx.AsyncClient, path: str, *, stream: bool
+) -> None:
+    await behave(http, tool_call=True)
+    tool, sign = CALLS[path]
+    body = CHAT | MAX | {"stream": stream, "tools": [{"type": "other"}, tool]}
+    answer = (await http.post(path, json=body)).text
+    assert '"name":"weather"' in answer
+    assert sign in answer
+    assert "stand-in for" not in answer
+
+
+async def test_without_a_declared_tool_none_is_called(http: httpx.AsyncClient) -> None:
+    await behave(http, tool_call=True)
+    assert "stand-in" in (await http.post("/api/chat", json=CHAT)).text
+
+
+async def test_it_remembers_who_left_before_the_end(http: httpx.AsyncClient) -> None:
+    await http.post("/api/chat", json=CHAT)
+    await behave(http, chunk_delay_s=60)
+    async with http.stream("POST", "/api/chat", json=CHAT) as answer:
+        await anext(answer.aiter_raw())
+    async with asyncio.timeout(5):
+        while not (records := (await http.get("/_standin/requests")).json())[1]["left"]:
+            pass
+    assert [record["left"] for record in records] == [False, True]
+
+
 @pytest.mark.parametrize("behaviour", [{"delay_s": 0.2}, {"chunk_delay_s": 0.04}])
 async def test_an_answer_can_be_slow(
     http: httpx.AsyncClient, behaviour: dict[str, float]

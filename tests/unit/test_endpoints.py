@@ -34,9 +34,11 @@ MANAGED = [
 def test_every_field_that_names_a_model_is_checked(
     endpoint: Endpoint, field: str
 ) -> None:
-    def answer(body: object) -> object:
+    others = dict.fromkeys(endpoint.further_fields, "llama3.1")
+
+    def answer(body: dict[str, str]) -> object:
         method = endpoint.methods[0]
-        return verdict(ask(body, endpoint.path, method=method), MANAGER)
+        return verdict(ask(others | body, endpoint.path, method=method), MANAGER)
 
     assert answer({field: "llama3.1"}) == LLAMA
     assert answer({field: "qwen3"}) is Reason.MODEL_NOT_LISTED
@@ -52,6 +54,16 @@ def test_each_name_of_a_manager_must_be_allowed(
         asked = ask(body | {field: "qwen3"}, path, method=method)
         assert verdict(asked, MANAGER) is Reason.MODEL_NOT_LISTED
         assert verdict(asked, ROOT) in {LLAMA, LLAMA.replace("llama3.1", "qwen3")}
+
+
+@pytest.mark.parametrize("destination", [{}, {"destination": ""}])
+def test_a_copy_without_a_destination_is_refused(destination: dict[str, str]) -> None:
+    asked = ask({"source": "llama3.1"} | destination, "/api/copy")
+    assert verdict(asked, ROOT) is Reason.MODEL_MISSING
+
+
+def test_a_model_may_be_created_from_no_other() -> None:
+    assert verdict(ask({"model": "llama3.1"}, "/api/create"), MANAGER) == LLAMA
 
 
 @pytest.mark.parametrize(

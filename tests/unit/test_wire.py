@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from authz.core.allowlist import Allowlist
 from authz.core.model import CODES, Allow, Code, Deny, Key, Reason, Scope
+from authz.core.parameters import Parameters
 from authz.edge.translate import request_of, response_of
 from authz.pb import external_auth_pb2 as pb
 
@@ -28,6 +29,7 @@ KEY = Key(
     owner="someone",
     models=Allowlist(("*",)),
     scopes=frozenset(Scope),
+    parameters=Parameters(),
     expires_at=None,
     disabled=False,
     revoked=False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from google.protobuf.json_format import MessageToDict
 
 from authz.core.allowlist import Allowlist
 from authz.core.model import Allow, Key, Scope
+from authz.core.parameters import Parameters
 from authz.edge.model_list import ModelLists
 from authz.edge.translate import response_of
 from authz.pb import external_auth_pb2
@@ -32,6 +33,7 @@ def key(*patterns: str) -> Key:
         owner="someone",
         models=Allowlist(patterns),
         scopes=frozenset(Scope),
+        parameters=Parameters(),
         expires_at=None,
         disabled=False,
         revoked=False,
@@ -61,7 +63,10 @@ def messages(headers: dict[str, str], body: bytes) -> list[envoy.ProcessingReque
 
 
 async def processed(
-    headers: dict[str, str], body: bytes = BODY, key: Key = LIMITED
+    headers: dict[str, str],
+    body: bytes = BODY,
+    key: Key = LIMITED,
+    lists: ModelLists | None = None,
 ) -> list[dict[str, Any]]:
     """Send Envoy's messages through ModelLists; returns what Envoy reads."""
 
@@ -74,26 +79,40 @@ async def processed(
 
     return [
         envoy.ProcessingResponse.parse(answer.SerializeToString()).to_dict()
-        async for answer in ModelLists().process(sent(), None)
+        async for answer in (lists or ModelLists()).process(sent(), None)
     ]
 
 
 async def test_a_list_is_cut_and_its_length_goes() -> None:
     headers, body = await processed({":status": "200"} | FROM_UPSTREAM)
-    removed = {"headerMutation": {"removeHeaders": ["content-length"]}}
-    assert headers == {"responseHeaders": {"response": removed}}
+    mutation = headers["responseHeaders"]["response"]["headerMutation"]
+    assert mutation["removeHeaders"] == ["content-length"]
+    assert fields_set(mutation) == {"content-type": "application/json"}
     cut = b64encode(b'{"models":[{"name":"a","model":"a"}]}').decode()
     assert body == {"responseBody": {"response": {"bodyMutation": {"body": cut}}}}
+
+
+def fields_set(mutation: dict[str, Any]) -> dict[str, str]:
+    options = mutation["setHeaders"]
+    appended = {option["appendAction"] for option in options}
+    assert appended == {"OVERWRITE_IF_EXISTS_OR_ADD"}
+    fields = [option["header"] for option in options]
+    return {field["key"]: b64decode(field["rawValue"]).decode() for field in fields}
 
 
 async def test_what_cannot_be_read_becomes_an_error_without_a_body() -> None:
     _, body = await processed({":status": "200"} | FROM_UPSTREAM, b"{")
     failed = body["responseBody"]["response"]
     assert failed["bodyMutation"] == {"body": ""}
-    (status,) = failed["headerMutation"]["setHeaders"]
-    assert status["header"]["key"] == ":status"
-    assert status["header"]["rawValue"] == b64encode(b"502").decode()
-    assert status["appendAction"] == "OVERWRITE_IF_EXISTS_OR_ADD"
+    assert fields_set(failed["headerMutation"]) == {":status": "502"}
+
+
+async def test_no_list_is_cut_beyond_its_time() -> None:
+    late = ModelLists(longest_s=0)
+    _, body = await processed({":status": "200"} | FROM_UPSTREAM, lists=late)
+    failed = body["responseBody"]["response"]
+    assert failed["bodyMutation"] == {"body": ""}
+    assert fields_set(failed["headerMutation"]) == {":status": "503"}
 
 
 @pytest.mark.parametrize(
