@@ -54,6 +54,16 @@ class KeyRecord:
     created_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class KeyChanges:
+    """What is to be changed of a key; None leaves it as it is."""
+
+    owner: str | None = None
+    models: tuple[str, ...] | None = None
+    scopes: tuple[str, ...] | None = None
+    parameters: Parameters | None = None
+
+
 class KeyReader(Protocol):
     """PostgreSQL, which decides. Both raise StoreUnavailable."""
 
@@ -99,6 +109,10 @@ class KeyWriter(Protocol):
 
     async def show(self, id_or_name: str) -> KeyRecord:
         """Return one key; Refused if there is none or the name is ambiguous."""
+        ...
+
+    async def update(self, id_or_name: str, changes: KeyChanges) -> KeyRecord:
+        """Change a living key; Refused if it is revoked."""
         ...
 
     async def revoke(self, id_or_name: str) -> KeyRecord:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
-    from authz.ports import NewKey, Verified
+    from authz.ports import KeyChanges, NewKey, Verified
 
 
 @dataclass
@@ -94,6 +94,17 @@ class MemoryKeys:
             msg = "there is no such key, or there are several"
             raise Refused(msg)
         return (living or found)[0]
+
+    async def update(self, id_or_name: str, changes: KeyChanges) -> KeyRecord:
+        record = await self.show(id_or_name)
+        if record.revoked_at is not None:
+            msg = "the key is revoked"
+            raise Refused(msg)
+        fields_ = {name: getattr(changes, name) for name in changes.__slots__}
+        given = {name: value for name, value in fields_.items() if value is not None}
+        self.records[record.id] = replace(record, **given)
+        self.versions[record.id] += 1
+        return self.records[record.id]
 
     async def revoke(self, id_or_name: str) -> KeyRecord:
         record = await self.show(id_or_name)

@@ -62,6 +62,12 @@ ENDPOINT = Row(
     {**_FINAL, "www-authenticate": f'{CHALLENGE}, error="insufficient_scope"'},
 )
 MODEL = Row(403, "model_not_allowed", "This key may not use this model.", _FINAL)
+PARAMETER = Row(
+    403,
+    "parameter_not_allowed",
+    "A parameter of the request is not allowed for this key.",
+    _FINAL,
+)
 NOT_FOUND = Row(404, "not_found", "There is no such endpoint.", _FINAL)
 NO_MODEL = Row(404, "model_not_found", "The model is not available.", _FINAL)
 METHOD = Row(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from authz.adapters.postgres import Connection, Pool, PoolConnection
-    from authz.ports import NewKey
+    from authz.ports import KeyChanges, NewKey
 
 FIND_TIMEOUT_S = 0.5
 
@@ -49,6 +49,13 @@ INSERT INTO keys (id, name, owner, models, scopes, parameters, expires_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7)
 """
 _ADD_DIGEST = "INSERT INTO secrets (digest, key_id, prefix) VALUES ($1, $2, $3)"
+_UPDATE = """
+UPDATE keys
+   SET owner = coalesce($2, owner), models = coalesce($3, models),
+       scopes = coalesce($4, scopes), parameters = coalesce($5, parameters)
+ WHERE id = $1 AND revoked_at IS NULL
+RETURNING id
+"""
 _REVOKE = "UPDATE keys SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL"
 
 
@@ -118,6 +125,18 @@ class PostgresKeyWriter:
             msg = "several revoked keys had that name; use the id"
             raise Refused(msg)
         return records[0]
+
+    async def update(self, id_or_name: str, changes: KeyChanges) -> KeyRecord:
+        """Change a living key."""
+        key = await self.show(id_or_name)
+        parameters = None if changes.parameters is None else str(changes.parameters)
+        values = (changes.owner, changes.models, changes.scopes, parameters)
+        with translated_errors():
+            changed = await self._connection.fetchval(_UPDATE, key.id, *values)
+        if changed is None:
+            msg = "the key is revoked"
+            raise Refused(msg)
+        return await self.show(str(key.id))
 
     async def revoke(self, id_or_name: str) -> KeyRecord:
         """End a key for good; ending it again changes nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import click
@@ -18,6 +19,7 @@ from authz.cli.tables import rfc3339, table
 from authz.config import parse_duration
 from authz.errors import Refused
 from authz.issuing import issue
+from authz.ports import KeyChanges
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -28,6 +30,27 @@ if TYPE_CHECKING:
     from authz.ports import KeyRecord, KeyWriter
 
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
+
+
+models_option = partial(
+    click.option, "--models", callback=options.models, help="PATTERN[,PATTERN…]"
+)
+scopes_option = partial(click.option, "--scopes", callback=options.scopes)
+parameters_option = partial(
+    click.option,
+    "--parameters",
+    callback=options.parameters,
+    help="default or strict, [,NAME[@MODELS]=BOUND…]",
+)
+
+
+class Changes(TypedDict):
+    """The options of `update`."""
+
+    owner: str | None
+    models: tuple[str, ...] | None
+    scopes: tuple[str, ...] | None
+    parameters: Parameters | None
 
 
 class Asked(TypedDict):
@@ -48,17 +71,10 @@ def keys() -> None:
 
 @keys.command()
 @click.option("--name", required=True, callback=options.name)
-@click.option("--owner", default="", callback=options.label)
-@click.option(
-    "--models", required=True, callback=options.models, help="PATTERN[,PATTERN…]"
-)
-@click.option("--scopes", default="inference,read", callback=options.scopes)
-@click.option(
-    "--parameters",
-    default="default",
-    callback=options.parameters,
-    help="default or strict[,NAME[@MODELS]=BOUND…]",
-)
+@click.option("--owner", default="", callback=options.owner)
+@models_option(required=True)
+@scopes_option(default="inference,read")
+@parameters_option(default="default")
 @click.option(
     "--expires", "expires_at", callback=options.expires, help="90d or 2030-01-31"
 )
@@ -100,9 +116,36 @@ async def list_keys(data_dir: Path, as_json: bool) -> None:
 @data_dir_option
 @async_command
 async def show(data_dir: Path, id_or_name: str, as_json: bool) -> None:
-    """Show one key."""
+    """Show one key, and what it may ask of the machine."""
     async with _writer(settings_for(data_dir)) as writer:
-        _print(await writer.show(id_or_name), as_json=as_json)
+        record = await writer.show(id_or_name)
+    if as_json:
+        in_force = {"parameters_in_force": record.parameters.in_force()}
+        click.echo(json.dumps(_to_json(record) | in_force))
+    else:
+        bounds = list(record.parameters.in_force().items())
+        click.echo(f"{_details(record)}\n\n{table(('PARAMETER', 'ALLOWED'), bounds)}")
+
+
+@keys.command()
+@click.argument("id_or_name", metavar="ID", callback=options.id_or_name)
+@click.option("--owner", callback=options.owner)
+@models_option()
+@scopes_option()
+@parameters_option()
+@json_option
+@data_dir_option
+@async_command
+async def update(
+    data_dir: Path, id_or_name: str, as_json: bool, **changes: Unpack[Changes]
+) -> None:
+    """Change a key; what is not given stays as it is."""
+    if all(change is None for change in changes.values()):
+        msg = "nothing to change: give --owner, --models, --scopes or --parameters"
+        raise click.UsageError(msg)
+    async with _writer(settings_for(data_dir)) as writer:
+        record = await writer.update(id_or_name, KeyChanges(**changes))
+    _print(record, as_json=as_json)
 
 
 @keys.command()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import TypeVar
 from uuid import UUID
 
 import click
@@ -13,18 +15,33 @@ from authz.core.allowlist import canonical_pattern
 from authz.core.model import Scope
 from authz.core.parameters import Parameters, parse_parameters
 
+T = TypeVar("T")
+_Read = Callable[[object, click.Parameter, str], T]
+
 _LABEL = re.compile(r"(?! )[A-Za-z0-9._@/ -]{1,80}(?<! )")
 _MOST_PATTERNS = 1_000
 # A date that is still one in every time zone.
 _FURTHEST = datetime(9999, 12, 30, tzinfo=UTC)
 
 
-def label(_context: object, option: click.Parameter, text: str) -> str:
-    """Read a name or an owner; an owner may be empty."""
+def _if_given(read: _Read[T]) -> _Read[T | None]:
+    """Leave an option out that is not given."""
+
+    def read_if_given(context: object, option: click.Parameter, text: str) -> T | None:
+        return None if text is None else read(context, option, text)
+
+    return read_if_given
+
+
+def _label(_context: object, option: click.Parameter, text: str) -> str:
     if text and not _LABEL.fullmatch(text):
         msg = f"--{option.name} takes 1 to 80 of A-Z a-z 0-9 . _ @ / - and space"
         raise click.UsageError(msg)
     return text
+
+
+owner = _if_given(_label)
+"""Read an owner, which may be empty."""
 
 
 def name(context: object, option: click.Parameter, text: str) -> str:
@@ -33,7 +50,7 @@ def name(context: object, option: click.Parameter, text: str) -> str:
         UUID(text)
     except ValueError:
         if text:
-            return label(context, option, text)
+            return _label(context, option, text)
     msg = "--name must not be empty or look like an id"
     raise click.UsageError(msg)
 
@@ -46,6 +63,7 @@ def id_or_name(_context: object, _argument: object, text: str) -> str:
     return text
 
 
+@_if_given
 def models(_context: object, _option: object, text: str) -> tuple[str, ...]:
     """Read patterns, separated by commas, into their canonical form."""
     patterns = [pattern.strip() for pattern in text.split(",")]
@@ -60,6 +78,7 @@ def models(_context: object, _option: object, text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, canonical.values())))
 
 
+@_if_given
 def scopes(_context: object, _option: object, text: str) -> tuple[str, ...]:
     """Read scopes, separated by commas."""
     grantable = [scope.value for scope in Scope]
@@ -70,6 +89,7 @@ def scopes(_context: object, _option: object, text: str) -> tuple[str, ...]:
     return asked
 
 
+@_if_given
 def parameters(_context: object, _option: object, text: str) -> Parameters:
     """Read a preset and single limits, separated by commas."""
     try:
@@ -79,10 +99,9 @@ def parameters(_context: object, _option: object, text: str) -> Parameters:
         raise click.UsageError(msg) from None
 
 
-def expires(_context: object, _option: object, text: str | None) -> datetime | None:
+@_if_given
+def expires(_context: object, _option: object, text: str) -> datetime:
     """Read ``90d`` or a date (UTC unless it says otherwise)."""
-    if text is None:
-        return None
     now = datetime.now(UTC)
     try:
         moment = now + parse_duration(text)

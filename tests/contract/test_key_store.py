@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,10 @@ import pytest
 from authz.adapters.postgres import connected, pooled
 from authz.adapters.postgres_keys import PostgresKeys, PostgresKeyWriter
 from authz.core.model import Scope
+from authz.core.parameters import parse_parameters
 from authz.errors import Refused
 from authz.issuing import issue
+from authz.ports import KeyChanges
 from tests.fakes import MemoryKeys
 
 if TYPE_CHECKING:
@@ -83,6 +85,31 @@ async def test_a_revoked_key_is_found_as_revoked_with_a_higher_version(
     assert after is not None
     assert after.revoked
     assert after.version > before.version
+
+
+async def test_what_is_changed_counts_and_the_rest_stays(store: Store) -> None:
+    new = new_key()
+    created = await store.writer.create(new)
+    before = await store.reader.find(new.digest)
+    strict = parse_parameters("strict,num_ctx@llama3.1=8192")
+    updated = await store.writer.update("ci", KeyChanges(parameters=strict))
+    assert updated == replace(created, parameters=strict)
+    key = await store.reader.find(new.digest)
+    assert before is not None
+    assert key is not None
+    assert key.parameters == strict
+    assert key.version > before.version
+    everything = KeyChanges(owner="", models=("*",), scopes=("read",))
+    updated = await store.writer.update(str(new.id), everything)
+    assert (updated.owner, updated.models, updated.scopes) == ("", ("*",), ("read",))
+    assert updated.parameters == strict
+
+
+async def test_a_revoked_key_is_not_changed(store: Store) -> None:
+    await store.writer.create(new_key())
+    await store.writer.revoke("ci")
+    with pytest.raises(Refused):
+        await store.writer.update("ci", KeyChanges(owner="x"))
 
 
 async def test_revoking_again_changes_nothing(store: Store) -> None:

@@ -64,6 +64,39 @@ async def test_a_revoked_key_is_listed_as_such(run: Run) -> None:
     assert listed["state"] == "revoked"
 
 
+async def test_what_a_key_may_ask_of_the_machine_is_set_shown_and_changed(
+    run: Run,
+) -> None:
+    limited = ("--parameters", "strict,num_ctx=4096,num_ctx@Llama3.1=8192")
+    options = ("--name", "ci", "--models", "*", "--json")
+    created = json.loads((await run("keys", "create", *options, *limited)).out)
+    assert created["parameters"] == f"strict,num_ctx=4096,num_ctx@{LLAMA}=8192"
+    shown = json.loads((await run("keys", "show", "ci", "--json")).out)
+    in_force = shown["parameters_in_force"]
+    assert in_force["num_ctx"] == "4096"
+    assert in_force[f"num_ctx@{LLAMA}"] == "8192"
+    assert in_force["raw"] == "never"
+    people = (await run("keys", "show", "ci")).out
+    assert re.search(
+        r"^PARAMETER +ALLOWED\n(.*\n)*num_ctx +4096$", people, re.MULTILINE
+    )
+    updated = await run("keys", "update", "ci", "--parameters", "default", "--json")
+    assert json.loads(updated.out)["parameters"] == "default"
+
+
+async def test_an_update_changes_what_is_given(run: Run) -> None:
+    await run("keys", "create", "--name", "ci", "--models", "*", "--owner", "a")
+    options = ("--models", "llama3.1", "--scopes", "read", "--json")
+    updated = json.loads((await run("keys", "update", "ci", *options)).out)
+    assert (updated["models"], updated["scopes"]) == ([LLAMA], ["read"])
+    assert updated["owner"] == "a"
+    emptied = await run("keys", "update", "ci", "--owner", "", "--json")
+    assert json.loads(emptied.out)["owner"] == ""
+    await run("keys", "revoke", "ci")
+    refused = await run("keys", "update", "ci", "--owner", "b")
+    assert_one_line(refused, status=1)
+
+
 async def test_an_expiry_is_a_duration_or_a_date(run: Run) -> None:
     options = ("keys", "create", "--json", "--models", "*")
     date = await run(*options, "--name", "a", "--expires", "2999-01-31")
@@ -94,6 +127,11 @@ async def test_a_longest_lifetime_makes_an_expiry_mandatory(run: Run) -> None:
         ("create", "--name", "a", "--models", "*", "--scopes", "admin"),
         ("create", "--name", "a", "--models", "*", "--expires", "yesterday"),
         ("create", "--name", "a", "--models", "*", "--expires", "2001-01-01"),
+        ("create", "--name", "a", "--models", "*", "--parameters", "lax"),
+        ("create", "--name", "a", "--models", "*", "--parameters", "strict,num_ctx=x"),
+        ("update", "a"),
+        ("update", "a", "--models", "m:cloud"),
+        ("update", "--owner", "b"),
         ("show",),
         ("nothing",),
     ],
@@ -110,6 +148,7 @@ async def test_what_cannot_be_done_is_one_line_and_status_1(run: Run) -> None:
     assert_one_line(taken, status=1)
     assert_one_line(await run("keys", "show", "nobody"), status=1)
     assert_one_line(await run("keys", "revoke", "nobody"), status=1)
+    assert_one_line(await run("keys", "update", "nobody", "--owner", "b"), status=1)
 
 
 @pytest.mark.parametrize(

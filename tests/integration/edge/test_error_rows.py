@@ -102,6 +102,15 @@ DENIED: dict[str, tuple[Ask, Row]] = {
     "model": (LIMITED, rows.MODEL),
     "model, grpc": (LIMITED.plus(GRPC), rows.MODEL),
     "cloud": (Ask(body=b'{"model":"llama3.1:cloud"}'), rows.MODEL),
+    "parameter": (
+        Ask(body=b'{"model":"llama3.1","options":{"num_gpu":99}}'),
+        rows.PARAMETER,
+    ),
+    "parameter, grpc": (
+        Ask(body=b'{"model":"llama3.1","keep_alive":1e-10}').plus(GRPC),
+        rows.PARAMETER,
+    ),
+    "no parameter": (Ask(body=b'{"model":"llama3.1","options":1}'), rows.INVALID),
 }
 
 
