@@ -33,6 +33,9 @@ _S_OR_K = re.compile("(\u017f|\xc5\xbf)|\u212a|\xe2\x84\xaa")
 # Integers beyond are not exact in Go's float64.
 _LARGEST = 2**53
 
+# To look into thousands of images would take seconds.
+_MOST_MEASURED = 256
+
 _NS = {
     "ns": 1,
     "us": 10**3,
@@ -218,12 +221,17 @@ def _images(body: Json, amounts: Amounts) -> None:
     if images:
         amounts["images"] = len(images)
         amounts["image_bytes"] = max(image.size for image in images)
-        amounts["image_pixels"] = max(image.pixels for image in images)
+        amounts["image_pixels"] = (
+            max(image.pixels for image in images)
+            if len(images) <= _MOST_MEASURED
+            else inf
+        )
 
 
 def _pictures(body: Json) -> Iterator[Picture]:
     """Yield what any of the protocols takes for a picture, wherever it takes one."""
-    left = [[body], body.get("messages"), body.get("input")]
+    yield from map(Picture, _texts(body.get("images")))
+    left = [body.get("messages"), body.get("input")]
     while left:
         parts = left.pop()
         for part in parts if isinstance(parts, list) else ():

@@ -11,7 +11,7 @@ import struct
 from math import inf
 
 # Enough for the many small pieces that cameras and editors put first.
-_MOST_PIECES = 1_000
+_MOST_PIECES = 400
 
 _DATA_URI = "data:"
 _BASE64 = ";base64,"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import inf
 
 from authz.core.allowlist import Allowlist, canonical_pattern
@@ -87,7 +87,7 @@ class Bound:
         return any(low <= amount <= high for low, high in self.ranges)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Parameters:
     """What a key may ask for: a preset, and limits in its place.
 
@@ -106,12 +106,31 @@ class Parameters:
 
     def first_beyond(self, amounts: Amounts, model: str | None) -> str | None:
         """Return the name of an amount that is not admitted, None if all are."""
-        differ = any(models for _, models, _ in self.limits)
-        bounds = _bounds(self, model if differ and model else "")
+        bounds = self._bounds
+        if self._for_models and model:
+            bounds = bounds | {
+                name: bound
+                for models, name, bound in self._for_models
+                if models.allows(model)
+            }
         for name, amount in amounts.items():
             if not bounds[name].admits(amount):
                 return name
         return None
+
+    @cached_property
+    def _bounds(self) -> dict[str, Bound]:
+        texts = {name: getattr(rule, self.preset) for name, rule in RULES.items()}
+        texts |= {name: bound for name, models, bound in self.limits if not models}
+        return {name: _parse_bound(name, text) for name, text in texts.items()}
+
+    @cached_property
+    def _for_models(self) -> tuple[tuple[Allowlist, str, Bound], ...]:
+        return tuple(
+            (Allowlist((models,)), name, _parse_bound(name, bound))
+            for name, models, bound in self.limits
+            if models
+        )
 
     def in_force(self) -> dict[str, str]:
         """Return the bounds as texts, by name (``name@models`` for some models)."""
@@ -121,6 +140,7 @@ class Parameters:
         return texts
 
 
+@lru_cache(maxsize=1024)
 def parse_parameters(text: str) -> Parameters:
     """Read ``PRESET[,NAME[@MODELS]=BOUND…]``. Raises ValueError, for people.
 
@@ -188,16 +208,3 @@ def _parse_amount(name: str, text: str) -> float:
         return int(text)
     msg = f"{name}: {text!r} is no whole number, {ANY} or {NEVER}"
     raise ValueError(msg)
-
-
-@lru_cache(maxsize=1024)
-def _bounds(parameters: Parameters, model: str) -> Mapping[str, Bound]:
-    """Return the bounds for a model: of several that fit, the last that was given."""
-    texts = {name: getattr(rule, parameters.preset) for name, rule in RULES.items()}
-    texts |= {name: bound for name, models, bound in parameters.limits if not models}
-    texts |= {
-        name: bound
-        for name, models, bound in parameters.limits
-        if models and model and Allowlist((models,)).allows(model)
-    }
-    return {name: _parse_bound(name, text) for name, text in texts.items()}

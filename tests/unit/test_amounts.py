@@ -312,6 +312,11 @@ def test_images_are_found_in_every_protocol(
     assert found["image_bytes"] == pytest.approx(len(png(3, 2)), abs=2)
 
 
+def test_of_thousands_of_images_the_pixels_are_not_known() -> None:
+    found = amounts("/api/generate", **PROMPT, images=[_PNG] * 257)
+    assert (found["images"], found["image_pixels"]) == (257, inf)
+
+
 @pytest.mark.parametrize(("path", "fields"), PARTS)
 @pytest.mark.parametrize(
     ("plain", "other"),
