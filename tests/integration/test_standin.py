@@ -167,6 +167,7 @@ async def test_the_events_of_responses_are_named_numbered_and_sorted(
         assert f"event: {data['type']}" == name
         assert data["sequence_number"] == number
         assert list(data) == sorted(data)
+    assert '"total_tokens":8}},"sequence_number":' in events[-1][1]
     assert "[DONE]" not in answer.text
 
 

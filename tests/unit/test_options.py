@@ -22,7 +22,7 @@ def test_nothing_else_is_a_scope(text: str) -> None:
 
 def test_a_key_takes_a_thousand_patterns_and_no_more() -> None:
     patterns = [f"m{number}:*" for number in range(1_000)]
-    assert len(options.models(None, OPTION, ",".join(patterns))) == 1_000
+    assert len(options.models(None, OPTION, ",".join(patterns)) or ()) == 1_000
     with pytest.raises(click.UsageError, match="at most 1000 patterns"):
         options.models(None, OPTION, ",".join([*patterns, "m"]))
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from authz.local.standin.reply import (
+    TOOL_ARGUMENTS,
+    TOOL_ID,
     Call,
     Reply,
     Unanswerable,
     count_words,
+    dump,
     event_data,
     installed,
     v1_reply,
@@ -22,8 +25,6 @@ if TYPE_CHECKING:
     from authz.local.standin.reply import Routes
 
 _ERROR_TYPES = {400: "invalid_request_error", 404: "not_found_error"}
-_ENDED = {"stop_reason": "end_turn", "stop_sequence": None}
-_NOT_ENDED = {"stop_reason": None, "stop_sequence": None}
 
 
 def anthropic_error(error: Unanswerable) -> Reply:
@@ -49,8 +50,20 @@ def _messages(call: Call) -> Reply:
     }
     if call.fields.get("stream"):
         return _message_stream(call, message, usage)
-    content = [{"type": "text", "text": call.text}]
-    return v1_reply(message | {"content": content} | _ENDED | {"usage": usage})
+    block = _tool_use(call, TOOL_ARGUMENTS) if call.tool else _text(call.text)
+    return v1_reply(message | {"content": [block]} | _end(call) | {"usage": usage})
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def _tool_use(call: Call, arguments: dict[str, str]) -> dict[str, Any]:
+    return {"type": "tool_use", "id": TOOL_ID, "name": call.tool, "input": arguments}
+
+
+def _end(call: Call) -> dict[str, str]:
+    return {"stop_reason": "tool_use" if call.tool else "end_turn"}
 
 
 def _message_stream(
@@ -58,15 +71,20 @@ def _message_stream(
 ) -> Reply:
     # Ollama begins with an estimate: only the last counts are to be relied on.
     estimate = {"input_tokens": usage["input_tokens"] + 1, "output_tokens": 0}
-    started = message | {"content": []} | _NOT_ENDED | {"usage": estimate}
-    block = {"type": "text", "text": ""}
-    deltas = [{"type": "text_delta", "text": piece} for piece in call.pieces]
+    started = message | {"content": []} | {"usage": estimate}
+    if call.tool:
+        block = _tool_use(call, {})
+        partial = dump(TOOL_ARGUMENTS)
+        deltas = [{"type": "input_json_delta", "partial_json": partial}]
+    else:
+        block = _text("")
+        deltas = [{"type": "text_delta", "text": piece} for piece in call.pieces]
     frames = [
         _event("message_start", message=started),
         _event("content_block_start", index=0, content_block=block),
         *(_event("content_block_delta", index=0, delta=delta) for delta in deltas),
         _event("content_block_stop", index=0),
-        _event("message_delta", delta=_ENDED, usage=usage),
+        _event("message_delta", delta=_end(call), usage=usage),
         _event("message_stop"),
     ]
     return v1_stream(frames, failure=b"")

@@ -9,13 +9,17 @@ import asyncio
 import base64
 import hashlib
 from collections import deque
-from typing import Annotated, Any, Literal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from aiohttp import web
 from pydantic import Base64Bytes, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from authz.local.standin.reply import WORDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _MAX_RECORDS = 1000
 _MAX_RECORDED_BODY = 1024 * 1024
@@ -31,7 +35,8 @@ class Behaviour:
     ``hold`` answers none until the behaviour changes, ``delay_s`` waits before an
     answer and ``chunk_delay_s`` between the frames of one. ``status`` (with ``body``
     and ``headers``) or ``raw_stream`` (frames in base64, with ``content_type``)
-    replace the answer. ``chunks`` is the number of pieces of a generated answer.
+    replace the answer. ``chunks`` is the number of pieces of a generated answer, and
+    ``tool_call`` makes it a call of the first tool that the request declares.
     ``error_after_chunks`` ends a stream with ``error_line`` after as many frames;
     ``die`` drops the connection.
     """
@@ -40,6 +45,7 @@ class Behaviour:
     delay_s: _Seconds = 0
     chunk_delay_s: _Seconds = 0
     chunks: _Count = len(WORDS)
+    tool_call: bool = False
     status: Annotated[int, Field(ge=200, le=599)] | None = None
     body: str = ""
     headers: dict[str, str] = Field(default_factory=dict)
@@ -60,9 +66,19 @@ class Control:
         self._left = self._behaviour.times
         self._changed = asyncio.Event()
 
-    def record(self, request: web.Request, body: bytes) -> None:
-        """Remember a request; of a large body only its size and SHA-256."""
-        self._records.append(_record(request, body))
+    @contextmanager
+    def recorded(self, request: web.Request, body: bytes) -> Iterator[None]:
+        """Remember a request, and whether its client left before the answer ended.
+
+        Of a large body only its size and SHA-256 are kept.
+        """
+        record = _record(request, body)
+        self._records.append(record)
+        try:
+            yield
+        except (asyncio.CancelledError, ConnectionError):
+            record["left"] = True
+            raise
 
     async def next_behaviour(self) -> Behaviour:
         """Return how the next request is to be answered, waiting while it is held."""
@@ -124,4 +140,5 @@ def _record(request: web.Request, body: bytes) -> dict[str, Any]:
             for name, value in request.raw_headers
         ],
         "size": len(body),
+        "left": False,
     } | content

@@ -8,6 +8,8 @@ from authz.local.standin.reply import (
     CREATED,
     EMBEDDING,
     MODELS,
+    TOOL_ARGUMENTS,
+    TOOL_ID,
     Call,
     Reply,
     count_words,
@@ -53,7 +55,7 @@ def _generate(call: Call) -> Reply:
         return _load(call, model, {"response": ""})
     context = {} if call.fields.get("raw") else {"context": [1, 2, 3]}
     final = context | _metrics(count_words(prompt), len(call.pieces))
-    return _generation(call, model, lambda text: {"response": text}, final)
+    return _generation(call, model, _response, final)
 
 
 def _chat(call: Call) -> Reply:
@@ -64,8 +66,16 @@ def _chat(call: Call) -> Reply:
     return _generation(call, model, _message, final)
 
 
-def _message(text: str) -> dict[str, Any]:
-    return {"message": {"role": "assistant", "content": text}}
+def _response(text: str, _tool: str = "") -> dict[str, Any]:
+    return {"response": text}
+
+
+def _message(text: str, tool: str = "") -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if tool:
+        function = {"index": 0, "name": tool, "arguments": TOOL_ARGUMENTS}
+        message["tool_calls"] = [{"id": TOOL_ID, "function": function}]
+    return {"message": message}
 
 
 def _load(call: Call, model: str, empty: dict[str, Any]) -> Reply:
@@ -78,16 +88,16 @@ def _load(call: Call, model: str, empty: dict[str, Any]) -> Reply:
 def _generation(
     call: Call,
     model: str,
-    wrap: Callable[[str], dict[str, Any]],
+    wrap: Callable[[str, str], dict[str, Any]],
     final: dict[str, Any],
 ) -> Reply:
     head = {"model": model, "created_at": CREATED}
     done = {"done": True, "done_reason": "stop"} | final
     if call.fields.get("stream") is False:
-        return json_reply(head | wrap(call.text) | done)
-    chunks = [head | wrap(piece) | {"done": False} for piece in call.pieces]
+        return json_reply(head | wrap(call.text, call.tool) | done)
+    chunks = [head | wrap(p, call.tool) | {"done": False} for p in call.pieces]
     return Reply(
-        tuple(_line(dump(chunk)) for chunk in [*chunks, head | wrap("") | done]),
+        tuple(_line(dump(chunk)) for chunk in [*chunks, head | wrap("", "") | done]),
         _NDJSON_TYPE,
         streamed=True,
         failure=_line(call.error_line),
@@ -134,11 +144,24 @@ def _show(call: Call) -> Reply:
             "modelfile": f"FROM {name}\n",
             "template": "{{ .Prompt }}",
             "details": _DETAILS,
-            "model_info": {"general.architecture": "llama"},
-            "capabilities": ["completion"],
+            "model_info": {
+                "general.architecture": "llama",
+                "llama.context_length": 131072,
+            },
+            "capabilities": ["completion", "tools"],
             "modified_at": CREATED,
         }
     )
+
+
+def _pull(call: Call) -> Reply:
+    """Say what a pull says; nothing is fetched, so only an installed model succeeds."""
+    installed(call, "model", "name")
+    steps = [{"status": "pulling manifest"}, {"status": "success"}]
+    if call.fields.get("stream") is False:
+        return json_reply(steps[-1])
+    lines = tuple(_line(dump(step)) for step in steps)
+    return Reply(lines, _NDJSON_TYPE, streamed=True, failure=_line(call.error_line))
 
 
 def _root(_call: Call) -> Reply:
@@ -155,6 +178,7 @@ NATIVE_ROUTES: Routes = {
     "/api/tags": (("GET", "HEAD"), _tags),
     "/api/ps": (("GET",), _ps),
     "/api/show": (("POST",), _show),
+    "/api/pull": (("POST",), _pull),
     "/api/generate": (("POST",), _generate),
     "/api/chat": (("POST",), _chat),
     "/api/embed": (("POST",), _embed),

@@ -14,10 +14,13 @@ from authz.local.standin.reply import (
     CREATED_UNIX,
     EMBEDDING,
     MODELS,
+    TOOL_ARGUMENTS,
+    TOOL_ID,
     Call,
     Reply,
     Unanswerable,
     count_words,
+    dump,
     event_data,
     inputs,
     installed,
@@ -73,12 +76,14 @@ def _chat_completions(call: Call) -> Reply:
     if not messages:
         raise Unanswerable(400, "[] is too short - 'messages'")
     usage = _usage(count_words(messages), len(call.pieces))
+    end = {"finish_reason": "tool_calls" if call.tool else "stop"}
     if not call.fields.get("stream"):
-        choice = _said("message", call.text) | {"finish_reason": "stop"}
+        choice = _said("message", call.tool, call.text) | end
         head = _head("chatcmpl-1", "chat.completion", model)
         return v1_reply(head | {"choices": [choice], "usage": usage})
     head = _head("chatcmpl-1", "chat.completion.chunk", model)
-    return _stream(call, head, partial(_said, "delta"), usage)
+    last = {"index": 0, "delta": {}} | end
+    return _stream(call, head, partial(_said, "delta", call.tool), last, usage)
 
 
 def _completions(call: Call) -> Reply:
@@ -90,11 +95,17 @@ def _completions(call: Call) -> Reply:
         return v1_reply(head | {"choices": [choice], "usage": usage})
     if _wants_usage(call):
         head |= {"usage": _usage(0, 0)}
-    return _stream(call, head, _text, usage)
+    last = _text("") | {"finish_reason": "stop"}
+    return _stream(call, head, _text, last, usage)
 
 
-def _said(kind: str, text: str) -> dict[str, Any]:
-    return {"index": 0, kind: {"role": "assistant", "content": text}}
+def _said(kind: str, tool: str, text: str) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if tool:
+        function = {"name": tool, "arguments": dump(TOOL_ARGUMENTS)}
+        called = {"id": TOOL_ID, "index": 0, "type": "function", "function": function}
+        message["tool_calls"] = [called]
+    return {"index": 0, kind: message}
 
 
 def _text(text: str) -> dict[str, Any]:
@@ -110,16 +121,18 @@ def _stream(
     call: Call,
     head: dict[str, Any],
     wrap: Callable[[str], dict[str, Any]],
+    last: dict[str, Any],
     usage: dict[str, int],
 ) -> Reply:
-    def chunk(text: str, finish_reason: str | None = None) -> bytes:
-        choice = wrap(text) | {"finish_reason": finish_reason}
+    def chunk(choice: dict[str, Any]) -> bytes:
         return event_data(head | {"choices": [choice]})
 
-    frames = [*map(chunk, call.pieces), chunk("", "stop")]
+    unfinished = {"finish_reason": None}
+    frames = [chunk(wrap(piece) | unfinished) for piece in call.pieces]
+    frames.append(chunk(last))
     if _wants_usage(call):
         frames.append(event_data(head | {"choices": [], "usage": usage}))
-    return v1_stream([*frames, _DONE], failure=chunk(""))
+    return v1_stream([*frames, _DONE], failure=chunk(wrap("") | unfinished))
 
 
 def _embeddings(call: Call) -> Reply:

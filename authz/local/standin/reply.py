@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 WORDS = ("This", " is", " a", " stand-in", " for", " Ollama.")
 EMBEDDING = (0.25, -0.5, 0.75)
+TOOL_ID = "call_standin"
+TOOL_ARGUMENTS = {"city": "Paris"}
 CREATED = "2026-01-01T00:00:00Z"
 CREATED_UNIX = 1767225600
 MODELS = (
@@ -48,12 +50,14 @@ class Call:
     """A request: its decoded fields and what the stand-in has to say to it.
 
     ``pieces`` are the chunks of the answer; ``error_line`` is the JSON text that
-    a native stream ends with if it is made to fail.
+    a native stream ends with if it is made to fail. If ``tool`` is set, the answer is
+    a call of that tool and its one piece is empty.
     """
 
     fields: dict[str, Any]
     pieces: tuple[str, ...]
     error_line: str
+    tool: str = ""
 
     @property
     def text(self) -> str:
@@ -76,9 +80,12 @@ class Reply:
     failure: bytes = b""
 
 
-def dump(value: object) -> str:
-    """Write JSON as Go does: no spaces, for there are readers that rely on it."""
-    return json.dumps(value, separators=(",", ":"))
+def dump(value: object, *, sort: bool = False) -> str:
+    """Write JSON as Go does: no spaces, for there are readers that rely on it.
+
+    Go sorts the keys of a map, but not the fields of a struct.
+    """
+    return json.dumps(value, separators=(",", ":"), sort_keys=sort)
 
 
 def json_reply(value: object, status: int = 200) -> Reply:
@@ -96,9 +103,9 @@ def v1_stream(frames: Iterable[bytes], failure: bytes) -> Reply:
     return Reply(tuple(frames), "text/event-stream", streamed=True, failure=failure)
 
 
-def event_data(value: object) -> bytes:
+def event_data(value: object, *, sort: bool = False) -> bytes:
     """Write the data line of a server-sent event, and the event's end."""
-    return f"data: {dump(value)}\n\n".encode()
+    return f"data: {dump(value, sort=sort)}\n\n".encode()
 
 
 def read_fields(body: bytes) -> dict[str, Any]:
@@ -134,6 +141,15 @@ def installed(call: Call, *fields: str) -> str:
     if canonical(name) not in _INSTALLED:
         raise Unanswerable(404, f"model '{name}' not found")
     return name
+
+
+def first_tool(fields: dict[str, Any]) -> str:
+    """Return the name of the first function that a request declares, or nothing."""
+    for tool in fields.get("tools") or ():
+        function = tool.get("function", tool)
+        if function.get("name") and tool.get("type", "function") == "function":
+            return str(function["name"])
+    return ""
 
 
 def count_words(prompt: object) -> int:

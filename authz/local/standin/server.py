@@ -1,7 +1,7 @@
 """Serve the stand-in: record a request, find its answer, send it as told.
 
-What is answered is in native.py, openai.py and anthropic.py; here is no shape of
-Ollama but its router's own 404 and 405.
+What is answered is in native.py, openai.py, responses.py and anthropic.py; here is no
+shape of Ollama but its router's own 404 and 405.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from aiohttp import web
@@ -25,16 +25,18 @@ from authz.local.standin.reply import (
     Call,
     Reply,
     Unanswerable,
+    first_tool,
     json_reply,
     read_fields,
 )
+from authz.local.standin.responses import RESPONSES_ROUTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 _MAX_BODY = 64 * 1024 * 1024
 _MAX_HEADER = 1024 * 1024  # Go's own limit
-_ROUTES = {**NATIVE_ROUTES, **OPENAI_ROUTES, **ANTHROPIC_ROUTES}
+_ROUTES = {**NATIVE_ROUTES, **OPENAI_ROUTES, **RESPONSES_ROUTES, **ANTHROPIC_ROUTES}
 
 
 def make_app() -> web.Application:
@@ -43,9 +45,9 @@ def make_app() -> web.Application:
 
     async def answer(request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        control.record(request, body)
-        behaviour = await control.next_behaviour()
-        return await _send(request, _reply(request, body, behaviour), behaviour)
+        with control.recorded(request, body):
+            behaviour = await control.next_behaviour()
+            return await _send(request, _reply(request, body, behaviour), behaviour)
 
     app = web.Application(client_max_size=_MAX_BODY)
     app.router.add_get("/_standin/requests", control.list_requests)
@@ -83,12 +85,17 @@ def _route(request: web.Request, body: bytes, behaviour: Behaviour) -> Reply:
     if request.method not in methods:
         allow = {"Allow": ", ".join(methods)}
         return Reply((b"405 method not allowed",), "text/plain", 405, allow)
-    pieces = tuple(islice(cycle(WORDS), behaviour.chunks))
     try:
         fields = read_fields(body) if request.method == "POST" else {"model": last}
-        return handler(Call(fields, pieces, behaviour.error_line))
+        return handler(_call(fields, behaviour))
     except Unanswerable as error:
         return _error(path, error)
+
+
+def _call(fields: dict[str, Any], behaviour: Behaviour) -> Call:
+    tool = first_tool(fields) if behaviour.tool_call else ""
+    pieces = ("",) if tool else tuple(islice(cycle(WORDS), behaviour.chunks))
+    return Call(fields, pieces, behaviour.error_line, tool)
 
 
 def _error(path: str, error: Unanswerable) -> Reply:
