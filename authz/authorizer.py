@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from authz.core.body import is_quickly_read
 from authz.core.credential import read_credential
 from authz.core.decide import find_permitted, judge, read_asked, usable
 from authz.core.model import Allow, Deny
@@ -16,10 +17,6 @@ if TYPE_CHECKING:
     from authz.core.model import Asked, Decision, Key, Request
     from authz.lookup import Lookup
     from authz.ports import BodyReader
-
-# The worst body of this size takes 6 ms to read, a plain text 0.1 ms. Every other
-# check of the worker waits as long.
-_INLINE_BYTES = 64 * 1024
 
 
 class Authorizer:
@@ -55,6 +52,6 @@ class Authorizer:
     async def _read(
         self, key: Key, endpoint: Endpoint, request: Request
     ) -> Asked | Deny:
-        if len(request.body) <= _INLINE_BYTES or not endpoint.model_fields:
+        if not endpoint.model_fields or is_quickly_read(request.body):
             return read_asked(endpoint, request)
         return await self._large_bodies.read(key.id, request)

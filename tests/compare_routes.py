@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 Routes = dict[str, frozenset[str]]
 
 _ROUTES_FILE = Path("server", "routes.go")
-_REGISTRATION = re.compile(
-    r'^\s*r\.(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|Any)\("([^"]*)"', re.MULTILINE
+_METHODS = "GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|Any"
+_REGISTRATION = re.compile(rf'\br\.({_METHODS})\(\s*"([^"]*)"')
+# What may register a route in a way that is not read.
+_OTHERWISE = re.compile(
+    r'(?!http\.Handle\("/", h\))'  # the router as a whole
+    rf'(?!\br\.(?:{_METHODS})\(\s*")\b\w+\.'
+    rf"(?:{_METHODS}|Handle|Match|Group|Static\w*)\(.*"
 )
-_OTHERWISE = re.compile(r"^\s*r\.(?:Handle|Match|Group|Static\w*)\(.*", re.MULTILINE)
 
 
 def table() -> Routes:
@@ -36,6 +40,7 @@ def table() -> Routes:
 def registered(source: str) -> Routes:
     """Return the methods of every path that the text of routes.go registers."""
     routes = defaultdict(set)
+    source = re.sub(r"//.*", "", source)
     for method, path in _REGISTRATION.findall(source):
         routes[path].add(method)
     for line in _OTHERWISE.findall(source):

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Envoy gives up after 2 s. The time in the queue and that of a start count.
 _TIME_S = 1.5
+# The time of one body, so that the next one still has its own.
+_TIME_OF_ONE_S = 0.7
 # With less time left a body is not begun: to end it midway costs the process.
 _LEAST_TIME_S = 0.3
 # Four of the largest bodies, or many smaller ones; half of them of one key.
@@ -110,9 +112,10 @@ class BodyProcess:
         if self._child is not None and self._child.process.returncode is not None:
             self._drop()
         try:
-            if self._child is None:
-                self._child = await _start()
-            return body_child.read_answer(await self._child.exchange(request))
+            async with asyncio.timeout(_TIME_OF_ONE_S):
+                if self._child is None:
+                    self._child = await _start()
+                return body_child.read_answer(await self._child.exchange(request))
         except BaseException:
             # It may be in the middle of a frame: whatever it says next would be
             # taken for the answer to another body.

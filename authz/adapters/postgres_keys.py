@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 
 from authz.adapters.postgres import translated_errors
-from authz.core.allowlist import Allowlist
+from authz.core.allowlist import compiled
 from authz.core.model import Key, Scope
 from authz.core.parameters import parse_parameters
 from authz.errors import Refused
@@ -157,7 +157,7 @@ def _key(row: asyncpg.Record) -> Key:
         id=str(row["id"]),
         name=row["name"],
         owner=row["owner"],
-        models=Allowlist(tuple(row["models"])),
+        models=compiled(tuple(row["models"])),
         scopes=frozenset(map(Scope, row["scopes"])),
         parameters=parse_parameters(row["parameters"]),
         expires_at=row["expires_at"],

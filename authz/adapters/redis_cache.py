@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from redis.exceptions import RedisError
 
-from authz.core.allowlist import Allowlist
+from authz.core.allowlist import compiled
 from authz.core.model import Key, Scope
 from authz.core.parameters import parse_parameters
 from authz.errors import CacheUnavailable
@@ -136,7 +136,7 @@ def _from_record(record: _Record) -> Verified:
         id=record["id"],
         name=record["name"],
         owner=record["owner"],
-        models=Allowlist(tuple(record["models"])),
+        models=compiled(tuple(record["models"])),
         scopes=frozenset(map(Scope, record["scopes"])),
         parameters=parse_parameters(record["parameters"]),
         expires_at=datetime.fromisoformat(expires_at) if expires_at else None,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING
 
-from authz.core.images import Picture
+from authz.core.images import Picture, most_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,9 +32,6 @@ _S_OR_K = re.compile("(\u017f|\xc5\xbf)|\u212a|\xe2\x84\xaa")
 
 # Integers beyond are not exact in Go's float64.
 _LARGEST = 2**53
-
-# To look into thousands of images would take seconds.
-_MOST_MEASURED = 256
 
 _NS = {
     "ns": 1,
@@ -221,11 +218,7 @@ def _images(body: Json, amounts: Amounts) -> None:
     if images:
         amounts["images"] = len(images)
         amounts["image_bytes"] = max(image.size for image in images)
-        amounts["image_pixels"] = (
-            max(image.pixels for image in images)
-            if len(images) <= _MOST_MEASURED
-            else inf
-        )
+        amounts["image_pixels"] = most_pixels(images)
 
 
 def _pictures(body: Json) -> Iterator[Picture]:

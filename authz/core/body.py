@@ -27,6 +27,9 @@ Json = dict[str, object]
 # other spelling could be one that we look for.
 _PLAIN_KEY = re.compile(r"[a-z0-9_$]+")
 
+# What is read at once, while other checks wait: 3 ms at most.
+_QUICK_BYTES = 64 * 1024
+_QUICK_PARTS = 4_000
 # Values cost many times their bytes; a large prompt or image costs its bytes.
 # (Signs inside texts count too: the bound is generous.)
 _SIGNS = (b"{", b"[", b":", b",")
@@ -35,28 +38,38 @@ _MOST_PARTS = 500_000
 _DEEPEST = 200
 _MOST_DIGITS = 100
 _SLICE_BYTES = 64 * 1024
+# Stands in texts for what is not looked at. As a sign of its own it may stand there,
+# too; a key that has it is read in full.
+_MASK = "\x7f"
+_FEW = 1000
+_BROKEN_ESCAPE = re.compile(rb"\\u(?![0-9a-fA-F]{4})")
 
 
 class _NotStrictError(ValueError):
     """The text is JSON for some readers only."""
 
 
-class _TwoSpellingsError(ValueError):
-    """A key may be equal to another one that is spelled with escapes."""
+class _UnclearKeyError(ValueError):
+    """A key that has to be read in full to be compared with others."""
 
 
 def _unique(pairs: list[tuple[str, object]]) -> Json:
     members = dict(pairs)
     if len(members) != len(pairs):
         raise _NotStrictError
+    return members
+
+
+def _unique_to_go(pairs: list[tuple[str, object]]) -> Json:
+    members = _unique(pairs)
     # Go reads every lone surrogate as U+FFFD, which may make two keys one.
     "".join(members).encode()
     return members
 
 
 def _unique_ascii(pairs: list[tuple[str, object]]) -> Json:
-    if not all(key.isascii() for key, _ in pairs):
-        raise _TwoSpellingsError
+    if not all(key.isascii() and _MASK not in key for key, _ in pairs):
+        raise _UnclearKeyError
     return _unique(pairs)
 
 
@@ -81,31 +94,55 @@ def _refuse(_constant: str) -> NoReturn:
 _decoder = partial(
     json.JSONDecoder, parse_int=_integer, parse_float=_finite, parse_constant=_refuse
 )
-_DECODER = _decoder(object_pairs_hook=_unique)
-_ASCII_KEYS_DECODER = _decoder(object_pairs_hook=_unique_ascii)
+_UNIQUE = _decoder(object_pairs_hook=_unique)
+_UNIQUE_TO_GO = _decoder(object_pairs_hook=_unique_to_go)
+_UNIQUE_ASCII = _decoder(object_pairs_hook=_unique_ascii)
 
 
 def decode_strictly(text: bytes) -> object:
     """Return the one value of a JSON text. Raises ValueError, RecursionError."""
-    value: object = _DECODER.decode(text.decode("utf-8"))
+    value: object = _UNIQUE_TO_GO.decode(text.decode("utf-8"))
     return value
 
 
 def _decode_compactly(text: bytes) -> object:
-    """Decode strictly, with each byte of a text beyond ASCII as a sign of its own.
+    """Decode strictly, with every sign beyond ASCII as some signs of one byte.
 
-    One emoji would make Python keep four bytes for every sign of a text. What we
+    One emoji would make Python keep four bytes for each sign of its text. What we
     look for is ASCII, and reads the same.
     """
-    if text.isascii():
-        return decode_strictly(text)
-    _refuse_broken_utf8(text)
-    decoder = _ASCII_KEYS_DECODER if b"\\u" in text else _DECODER
+    if not text.isascii():
+        _refuse_broken_utf8(text)
+    if b"\\u" not in text:
+        value: object = _UNIQUE.decode(text.decode("latin-1"))
+        return value
     try:
-        value: object = decoder.decode(text.decode("latin-1"))
-    except _TwoSpellingsError:
+        value = _UNIQUE_ASCII.decode(_mask_wide_escapes(text).decode("latin-1"))
+    except _UnclearKeyError:
         return decode_strictly(text)
     return value
+
+
+def _mask_wide_escapes(text: bytes) -> bytes:
+    """Make escapes beyond U+00FF plain text of the same length."""
+    mask = _MASK.encode()
+    # First those of a backslash: what follows them is no escape.
+    text = text.replace(b"\\\\", mask * 2)
+    narrow = b"\\" + mask
+    if narrow in text or _has_broken_escape(text):
+        raise _NotStrictError
+    text = text.replace(b"\\u00", narrow).replace(b"\\u", mask + b"u")
+    return text.replace(narrow, b"\\u00")
+
+
+def _has_broken_escape(text: bytes) -> bool:
+    at = text.find(b"\\u")
+    for _ in range(_FEW):
+        if at < 0 or _BROKEN_ESCAPE.match(text, at):
+            return at >= 0
+        at = text.find(b"\\u", at + 2)
+    # To find them in this way is faster where they are many, slower in a long text.
+    return at >= 0 and _BROKEN_ESCAPE.search(text, at) is not None
 
 
 def _refuse_broken_utf8(text: bytes) -> None:
@@ -116,13 +153,22 @@ def _refuse_broken_utf8(text: bytes) -> None:
         at += codecs.utf_8_decode(piece, "strict", is_last)[1]
 
 
+def is_quickly_read(body: bytes | memoryview) -> bool:
+    """Tell whether a body is so small and simple that nobody has to wait for it."""
+    return len(body) <= _QUICK_BYTES and _parts(bytes(body)) <= _QUICK_PARTS
+
+
+def _parts(text: bytes) -> int:
+    return sum(map(text.count, _SIGNS))
+
+
 def read_body(request: Request) -> Json | Deny:
     """Return the one JSON object that is the whole body."""
     refused = refused_framing(request)
     if refused:
         return Deny(refused)
     text = bytes(request.body)
-    if sum(map(text.count, _SIGNS)) > _MOST_PARTS:
+    if _parts(text) > _MOST_PARTS:
         return Deny(Reason.BODY_TOO_COMPLEX)
     body = _parse(text)
     if isinstance(body, Deny):

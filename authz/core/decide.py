@@ -46,9 +46,11 @@ def read_asked(endpoint: Endpoint, request: Request) -> Asked | Deny:
         return _asked_in_body(endpoint, request)
     if endpoint.takes_bytes and request.method == "POST":
         refused = refused_framing(request)
-        return Deny(refused) if refused else Asked()
+        return Deny(refused) if refused else Asked(unnamed=True)
     if request.body:
         return Deny(Reason.BODY_UNEXPECTED)
+    if endpoint.takes_bytes:
+        return Asked(unnamed=True)
     return _asked_in_path(request.path) if endpoint.model_in_path else Asked()
 
 

@@ -107,7 +107,8 @@ _TABLE = (
     ),
     _manage("/api/copy", "source", further_fields=("destination",)),
     _manage("/api/delete", "model", "name", method="DELETE"),
-    # A blob belongs to no model until `create` gives it a name.
+    # A blob belongs to no model until `create` gives it a name: whoever sends one, or
+    # asks whether it is there, must be allowed all of them.
     Endpoint("/api/blobs/:digest", ("POST", "HEAD"), Scope.MANAGE, takes_bytes=True),
 )
 ENDPOINTS = {endpoint.path: endpoint for endpoint in _TABLE}

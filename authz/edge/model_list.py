@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import structlog
 from google.protobuf.json_format import MessageToDict
 
-from authz.core.allowlist import Allowlist
+from authz.core.allowlist import compiled
 from authz.core.lists import cut_list
 from authz.pb import external_processor_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    from authz.core.allowlist import Allowlist
 
 # Where Envoy keeps what Check said; listener.yaml forwards it.
 _VERDICT = "envoy.filters.http.ext_authz"
@@ -63,9 +64,6 @@ _EMPTY = pb.CommonResponse(
 )
 
 log = structlog.get_logger()
-
-# Compiled patterns are worth keeping, for as many keys as list models at a time.
-_allowlist = lru_cache(maxsize=64)(Allowlist)
 
 
 class ModelLists:
@@ -133,7 +131,7 @@ def _begin(headers: dict[str, bytes]) -> pb.CommonResponse:
 def _cut(message: pb.ProcessingRequest, deadline: float) -> pb.CommonResponse:
     verdict = MessageToDict(message.metadata_context.filter_metadata[_VERDICT])
     endpoint = verdict.get("endpoint", "")
-    allowed = _allowlist(tuple(verdict.get("models", ())))
+    allowed = compiled(tuple(verdict.get("models", ())))
     try:
         body = cut_list(endpoint, message.response_body.body, _until(deadline, allowed))
     except TimeoutError:

@@ -211,8 +211,16 @@ def test_stop_lists_are_counted(path: str, fields: dict[str, object]) -> None:
 
 
 def test_one_stop_may_be_a_text() -> None:
-    found = amounts("/v1/completions", **PROMPT, stop="\u20ac")
-    assert (found["stops"], found["stop_bytes"]) == (1, 1)
+    found = amounts("/v1/completions", **PROMPT, stop="abc")
+    assert (found["stops"], found["stop_bytes"]) == (1, 3)
+
+
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_a_text_counts_the_bytes_of_it_that_were_sent(ascii_only: bool) -> None:
+    fields = {"model": "m", **PROMPT, "stop": ["\u4e2d" * 10]}
+    asked = ask("/v1/completions", json.dumps(fields, ensure_ascii=ascii_only).encode())
+    assert isinstance(asked, Asked)
+    assert asked.amounts["stop_bytes"] == (60 if ascii_only else 30)
 
 
 @pytest.mark.parametrize("stop", [1, {}, [1], [["a"]], {"0": "a"}, True])
@@ -313,8 +321,8 @@ def test_images_are_found_in_every_protocol(
 
 
 def test_of_thousands_of_images_the_pixels_are_not_known() -> None:
-    found = amounts("/api/generate", **PROMPT, images=[_PNG] * 257)
-    assert (found["images"], found["image_pixels"]) == (257, inf)
+    found = amounts("/api/generate", **PROMPT, images=[_PNG] * 65)
+    assert (found["images"], found["image_pixels"]) == (65, inf)
 
 
 @pytest.mark.parametrize(("path", "fields"), PARTS)

