@@ -33,6 +33,9 @@ _S_OR_K = re.compile("(\u017f|\xc5\xbf)|\u212a|\xe2\x84\xaa")
 # Integers beyond are not exact in Go's float64.
 _LARGEST = 2**53
 
+# Of more images the pixels are not known, whatever they are.
+_MOST_LISTENED = 64
+
 _NS = {
     "ns": 1,
     "us": 10**3,
@@ -53,11 +56,20 @@ class OddValueError(ValueError):
     """A value is not of the type that Ollama reads."""
 
 
-def read_amounts(path: str, body: Json) -> Amounts:
-    """Return what a request to an endpoint asks for. Raises OddValueError."""
-    amounts: Amounts = {}
-    for read in _READERS.get(path, ()):
-        read(body, amounts)
+def read_amounts(path: str, body: Json, size: int) -> Amounts:
+    """Return what a request to an endpoint asks for with a body of ``size`` bytes.
+
+    Raises OddValueError naming the kind of parameter.
+    """
+    readers = _READERS.get(path)
+    if readers is None:
+        return {}
+    amounts: Amounts = {"text_bytes": size}
+    for read in readers:
+        try:
+            read(body, amounts)
+        except OddValueError:
+            raise OddValueError(read.__name__.strip("_")) from None
     return amounts
 
 
@@ -90,7 +102,7 @@ def _embed(body: Json, amounts: Amounts) -> None:
 def _embeddings(body: Json, amounts: Amounts) -> None:
     prompt = _text(body.get("prompt"))
     _keep_alive(body, amounts, idle=not prompt)
-    amounts["input_bytes"] = len(prompt)
+    amounts["input_bytes"] = _size(prompt)
 
 
 def _completion(body: Json, amounts: Amounts) -> None:
@@ -112,9 +124,12 @@ def _num_predict(value: object, amounts: Amounts) -> None:
 
 def _options(body: Json, amounts: Amounts) -> None:
     options = _object(body.get("options"))
-    for name in _RUNNER & options.keys():
-        if options[name] is not None:
-            amounts[name] = _whole(options[name])
+    for name in _WHOLE & options.keys():
+        value = options[name]
+        if value is None:
+            value = _OF_NULL.get(name)
+        if value is not None:
+            amounts[name] = _whole(value)
     if options.get("use_mmap") is not None:
         amounts["use_mmap"] = _flag(options["use_mmap"])
     _stops(options.get("stop"), amounts)
@@ -173,14 +188,14 @@ def _stops(value: object, amounts: Amounts) -> None:
     stops = [_text(stop) for stop in _list(value)]
     if stops:
         amounts["stops"] = len(stops)
-        amounts["stop_bytes"] = max(map(len, stops))
+        amounts["stop_bytes"] = max(map(_size, stops))
 
 
 def _inputs(body: Json, amounts: Amounts) -> None:
     value = body.get("input")
     inputs = value if isinstance(value, list) else [value]
     amounts["inputs"] = len(inputs)
-    sizes = (len(text) for text in inputs if isinstance(text, (str, list)))
+    sizes = (_size(text) for text in inputs if isinstance(text, (str, list)))
     amounts["input_bytes"] = max(sizes, default=0)
 
 
@@ -201,6 +216,23 @@ def _schema(value: object, amounts: Amounts) -> None:
         amounts["format_bytes"] = len(json.dumps(value))
 
 
+def _messages(body: Json, amounts: Amounts) -> None:
+    _count("messages", body.get("messages"), amounts)
+
+
+def _items(body: Json, amounts: Amounts) -> None:
+    _count("messages", body.get("input"), amounts)
+
+
+def _tools(body: Json, amounts: Amounts) -> None:
+    _count("tools", body.get("tools"), amounts)
+
+
+def _count(name: str, value: object, amounts: Amounts) -> None:
+    if isinstance(value, list) and value:
+        amounts[name] = len(value)
+
+
 def _web_search(body: Json, amounts: Amounts) -> None:
     """Look for the tool that the model server itself runs, in groups of tools too."""
     left = [body.get("tools")]
@@ -219,6 +251,10 @@ def _images(body: Json, amounts: Amounts) -> None:
         amounts["images"] = len(images)
         amounts["image_bytes"] = max(image.size for image in images)
         amounts["image_pixels"] = most_pixels(images)
+        amounts["text_bytes"] -= sum(image.length for image in images)
+        sounds = sum(image.is_sound for image in images[:_MOST_LISTENED])
+        if sounds:
+            amounts["sounds"] = sounds
 
 
 def _pictures(body: Json) -> Iterator[Picture]:
@@ -248,8 +284,13 @@ def _held(part: Json) -> Iterator[Picture]:
         if holder in part:
             value = part[holder]
             text = _fields(value).get(inner) if isinstance(value, dict) else value
-            if isinstance(text, str):
+            # Ollama fetches nothing: it answers an address with an error.
+            if isinstance(text, str) and not text.startswith(("http://", "https://")):
                 yield Picture(text)
+    if part.get("type") == "image":  # of a document nothing is read
+        data = _fields(part.get("source")).get("data")
+        if isinstance(data, str):
+            yield Picture(data)
 
 
 def _read(value: object, *path: str) -> object:
@@ -311,26 +352,47 @@ def _number(value: object) -> float:
     return value
 
 
+def _size(text: str | list[object]) -> int:
+    """Return the bytes of a text, the length of anything else.
+
+    Beyond U+00FF are only texts that were read in full; in others a sign is a byte.
+    """
+    if isinstance(text, str) and text and max(text) > "\xff":
+        return len(text.encode("utf-8", "surrogatepass"))
+    return len(text)
+
+
 def _whole(value: object) -> int:
     """Cut a number to an integer, as Go does."""
     return int(_number(value))
 
 
-_RUNNER = frozenset(
-    ["num_ctx", "num_gpu", "num_thread", "num_batch", "main_gpu", "draft_num_predict"]
+_WHOLE = frozenset(
+    [
+        *("num_ctx", "num_gpu", "num_thread", "num_batch", "main_gpu"),
+        *("draft_num_predict", "repeat_last_n"),
+    ]
 )
+# Where these are null, Ollama puts its own fixed value in place of an automatic one.
+_OF_NULL = {"num_batch": 512, "draft_num_predict": 4}
 _OF_A_PLAIN_MESSAGE = frozenset({"role", "content", "type", "text", "name"})
-_HOLDERS = (("image_url", "url"), ("source", "data"), ("input_audio", "data"))
+_HOLDERS = (("image_url", "url"), ("input_audio", "data"))
 
 _Reader = Callable[[Json, Amounts], None]
 _READERS: dict[str, tuple[_Reader, ...]] = {
     "/api/generate": (_generation, _options, _shift, _format, _images),
-    "/api/chat": (_chat, _options, _shift, _format, _images),
+    "/api/chat": (_chat, _messages, _tools, _options, _shift, _format, _images),
     "/api/embed": (_embed, _options, _inputs),
     "/api/embeddings": (_embeddings, _options),
-    "/v1/chat/completions": (_max_tokens, _stop, _response_format, _images),
+    "/v1/chat/completions": (
+        *(_max_tokens, _messages, _tools, _stop, _response_format, _images),
+    ),
     "/v1/completions": (_completion, _max_tokens, _stop),
     "/v1/embeddings": (_inputs,),
-    "/v1/messages": (_max_tokens, _stop_sequences, _web_search, _images),
-    "/v1/responses": (_max_output_tokens, _text_format, _web_search, _images),
+    "/v1/messages": (
+        *(_max_tokens, _messages, _tools, _stop_sequences, _web_search, _images),
+    ),
+    "/v1/responses": (
+        *(_max_output_tokens, _items, _tools, _text_format, _web_search, _images),
+    ),
 }

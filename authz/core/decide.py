@@ -78,9 +78,9 @@ def _asked_in_body(endpoint: Endpoint, request: Request) -> Asked | Deny:
     if isinstance(models, Deny):
         return models
     try:
-        amounts = read_amounts(endpoint.path, body)
-    except OddValueError:
-        return Deny(Reason.PARAMETER_ODD)
+        amounts = read_amounts(endpoint.path, body, len(request.body))
+    except OddValueError as error:
+        return Deny(Reason.PARAMETER_ODD, parameter=str(error))
     # Clients send the value of an unset switch too.
     return Asked(
         models,

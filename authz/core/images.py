@@ -26,10 +26,12 @@ _BASE64 = ";base64,"
 _MARK = 0xFF  # what a marker of JPEG begins with
 _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOFn
 # Markers without a length; any number of 0xFF may stand before a marker.
-_JPEG_ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
+_JPEG_ALONE = frozenset(range(0xD0, 0xD9))
+_FIRST_MARKER = 0xC0
 _OLDEST_BMP = 12  # bytes of its header, with two bytes a side
 _SIDE = 0x3FFF  # the bits of a side in WebP
-_SOUNDS = (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2")
+# FLAC and Ogg are not among them: silence of days takes no room in these.
+_MP3 = (b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2")
 
 
 class _NotReadError(ValueError):
@@ -53,15 +55,31 @@ class Picture:
         self._text = text
 
     @property
+    def length(self) -> int:
+        """Signs of its base64."""
+        return len(self._text)
+
+    @property
     def size(self) -> int:
         """Bytes, padding counted."""
         return len(self._text) * 3 // 4
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether it is a WAV or MP3 file."""
+        try:
+            start = self._bytes(0, 12)
+        except ValueError:
+            return False
+        return start.startswith(_MP3) or (start[:4], start[8:]) == (b"RIFF", b"WAVE")
+
     def pixels(self, pieces: Iterable[int]) -> float:
-        """Return width times height; 0 for a sound, infinity if that is not known.
+        """Return width times height; 0 for a sound, infinity where it is not known.
 
         One of ``pieces`` is taken for each piece of a file that is looked at.
         """
+        if self.is_sound:
+            return 0
         # Go skips line ends in base64: what we count would not be what it reads.
         if "\n" in self._text or "\r" in self._text:
             return inf
@@ -81,14 +99,16 @@ class Picture:
         if start.startswith(b"\xff\xd8\xff"):
             return self._jpeg(pieces)
         if start.startswith(b"RIFF"):
-            return 0 if start[8:12] == b"WAVE" else self._webp(pieces)
-        return 0 if start.startswith(_SOUNDS) else inf
+            return self._webp(pieces)
+        return inf
 
     def _jpeg(self, pieces: Iterable[int]) -> int:
         at = 2
         for _ in pieces:
             mark, kind = self._bytes(at, 2)
             if mark != _MARK:
+                break
+            if kind < _FIRST_MARKER:  # read as nothing by some, as a piece by others
                 break
             if kind in _JPEG_ALONE:
                 at += 2

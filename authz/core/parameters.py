@@ -44,12 +44,16 @@ RULES: dict[str, Rule] = {
     ),
     "num_gpu": Rule("..-1", "..-1", "another value loads the model anew"),
     "num_thread": Rule("0", "0", "another value loads the model anew"),
-    "num_batch": Rule("512", "512", "memory; another value loads the model anew"),
-    "main_gpu": Rule("0", "0", "another value loads the model anew"),
-    "use_mmap": Rule("1", "1", "another value loads the model anew"),
-    "draft_num_predict": Rule("4", "4", "another value loads the model anew"),
-    "shift": Rule("never", "never", "another value loads the model anew"),
+    "num_batch": Rule("512", "never", "set at all, it loads the model anew; n8n does"),
+    "main_gpu": Rule("0", "never", "set at all, it loads the model anew; n8n does"),
+    "use_mmap": Rule("1", "never", "set at all, it loads the model anew; n8n does"),
+    "draft_num_predict": Rule("never", "never", "it loads the model anew"),
+    "shift": Rule("never", "never", "it loads the model anew"),
+    "repeat_last_n": Rule("-1..262144", "-1..8192", "four bytes of memory for each"),
     "num_predict": Rule("any", "1..8192", "how long one request may keep the model"),
+    "text_bytes": Rule("any", "..262144", "time and memory of a prompt"),
+    "messages": Rule("any", "..256", "those that do not fit are taken out one by one"),
+    "tools": Rule("any", "..64", "their schemas become a grammar"),
     "inputs": Rule(
         "..2048", "..128", "each input of an embedding is worked on at once"
     ),
@@ -59,6 +63,7 @@ RULES: dict[str, Rule] = {
     "image_pixels": Rule(
         "..50000000", "..16000000", "a small file can unfold into gigabytes"
     ),
+    "sounds": Rule("any", "never", "a small file can unfold into hours"),
     "stops": Rule("..64", "..8", "each is looked for after every token"),
     "stop_bytes": Rule("..1024", "..128", "each is looked for after every token"),
     "format_bytes": Rule("..65536", "..8192", "a schema becomes a grammar"),
@@ -154,11 +159,15 @@ def parse_parameters(text: str) -> Parameters:
     if len(limits) > _MOST_LIMITS:
         msg = f"more than {_MOST_LIMITS} limits"
         raise ValueError(msg)
-    read = dict(map(_parse_limit, limits))
-    return Parameters(preset, tuple((*place, bound) for place, bound in read.items()))
+    read = tuple(map(_parse_limit, limits))
+    places = [(name, models) for name, models, _ in read]
+    if len(set(places)) < len(places):
+        msg = "the same limit is given twice"
+        raise ValueError(msg)
+    return Parameters(preset, read)
 
 
-def _parse_limit(text: str) -> tuple[tuple[str, str], str]:
+def _parse_limit(text: str) -> tuple[str, str, str]:
     place, _, bound = text.partition("=")
     name, at, models = place.partition("@")
     pattern = canonical_pattern(models) if at else ""
@@ -169,7 +178,7 @@ def _parse_limit(text: str) -> tuple[tuple[str, str], str]:
         msg = f"{models!r} is no model name or pattern"
         raise ValueError(msg)
     _parse_bound(name, bound)
-    return (name, pattern), bound
+    return name, pattern, bound
 
 
 def _parse_bound(name: str, text: str) -> Bound:

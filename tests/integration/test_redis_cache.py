@@ -147,4 +147,4 @@ async def test_a_redis_that_hangs_is_unavailable_within_its_time(
 
 
 def entry_of(digest: bytes) -> str:
-    return f"authz:key:1:{digest.hex()}"
+    return f"authz:key:2:{digest.hex()}"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PROMPT = {"prompt": "why?"}
 MESSAGES = {"messages": [{"role": "user", "content": "why?"}]}
+ODD = Reason.PARAMETER_ODD
 INFERENCE = [
     path for path, endpoint in ENDPOINTS.items() if endpoint.scope.value == "inference"
 ]
@@ -37,7 +38,10 @@ def ask(path: str, body: object) -> Asked | Deny:
 def amounts(path: str, **fields: object) -> dict[str, float]:
     asked = ask(path, {"model": "llama3.1", **fields})
     assert isinstance(asked, Asked), asked
-    return dict(asked.amounts)
+    found = dict(asked.amounts)
+    for name in ("text_bytes", "messages"):
+        found.pop(name, None)
+    return found
 
 
 def verdict(path: str, **fields: object) -> Decision:
@@ -101,7 +105,8 @@ def test_keep_alive_is_read_as_go_cuts_it(value: object, seconds: float) -> None
 )
 def test_a_keep_alive_that_is_no_duration_is_refused(value: object) -> None:
     refused = ask("/api/chat", {"model": "m", **MESSAGES, "keep_alive": value})
-    assert refused == Deny(Reason.PARAMETER_ODD)
+    assert isinstance(refused, Deny)
+    assert refused.reason is ODD
 
 
 @pytest.mark.parametrize("zero", [0, 1e-10, "0", "0.5ns", "-0h"])
@@ -130,7 +135,7 @@ def test_without_a_prompt_a_model_is_loaded_or_unloaded(
     assert "keep_alive" not in unloaded
 
 
-RUNNER = ["num_ctx", "num_gpu", "num_thread", "num_batch", "main_gpu"]
+RUNNER = ["num_ctx", "num_gpu", "num_thread", "num_batch", "main_gpu", "repeat_last_n"]
 
 
 @pytest.mark.parametrize("name", [*RUNNER, "draft_num_predict", "num_predict"])
@@ -146,11 +151,20 @@ def test_an_option_is_cut_to_an_integer(name: str, value: float, read: int) -> N
 @pytest.mark.parametrize("value", ["7", True, [], [7], {}, 2**53, -(2**64), 1e300])
 def test_an_option_of_another_type_is_refused(name: str, value: object) -> None:
     refused = ask("/api/generate", {"model": "m", **PROMPT, "options": {name: value}})
-    assert refused == Deny(Reason.PARAMETER_ODD)
+    assert isinstance(refused, Deny)
+    assert refused.reason is ODD
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_batch", 512), ("draft_num_predict", 4)]
+)
+def test_null_is_a_value_where_ollama_then_takes_one(name: str, value: int) -> None:
+    assert amounts("/api/generate", **PROMPT, options={name: None})[name] == value
 
 
 def test_null_is_as_good_as_nothing() -> None:
-    options = dict.fromkeys([*RUNNER, "num_predict", "use_mmap", "stop"])
+    others = ["num_ctx", "num_gpu", "num_thread", "main_gpu", "num_predict"]
+    options = dict.fromkeys([*others, "use_mmap", "stop", "repeat_last_n"])
     nulls = dict.fromkeys(["keep_alive", "format", "shift", "images", "context", "raw"])
     assert amounts("/api/generate", **PROMPT, **nulls, options=options) == {
         "num_predict": -1
@@ -172,7 +186,8 @@ def test_options_that_ollama_does_not_know_pass() -> None:
 @pytest.mark.parametrize("options", [[], "num_ctx", 1, True, [{"num_ctx": 1}]])
 def test_options_are_an_object(options: object) -> None:
     refused = ask("/api/embed", {"model": "m", "input": "x", "options": options})
-    assert refused == Deny(Reason.PARAMETER_ODD)
+    assert isinstance(refused, Deny)
+    assert refused.reason is ODD
 
 
 @pytest.mark.parametrize(
@@ -192,7 +207,8 @@ def test_each_protocol_has_its_name_for_the_longest_answer(
     assert amounts(path, **asked, **{field: None})["num_predict"] == -1
     assert amounts(path, **asked, **{field: 100})["num_predict"] == 100
     odd = ask(path, {"model": "m", **asked, field: "100"})
-    assert odd == Deny(Reason.PARAMETER_ODD)
+    assert isinstance(odd, Deny)
+    assert odd.reason is ODD
 
 
 @pytest.mark.parametrize(
@@ -215,6 +231,13 @@ def test_one_stop_may_be_a_text() -> None:
     assert (found["stops"], found["stop_bytes"]) == (1, 3)
 
 
+def test_a_text_that_was_read_in_full_counts_its_bytes() -> None:
+    body = {"model": "m", **PROMPT, "stop": ["\u4e2d" * 10], "x": {"\u00fc": "\x1b"}}
+    asked = ask("/v1/completions", json.dumps(body, ensure_ascii=False).encode())
+    assert isinstance(asked, Asked)
+    assert asked.amounts["stop_bytes"] == 30
+
+
 @pytest.mark.parametrize("ascii_only", [True, False])
 def test_a_text_counts_the_bytes_of_it_that_were_sent(ascii_only: bool) -> None:
     fields = {"model": "m", **PROMPT, "stop": ["\u4e2d" * 10]}
@@ -226,7 +249,8 @@ def test_a_text_counts_the_bytes_of_it_that_were_sent(ascii_only: bool) -> None:
 @pytest.mark.parametrize("stop", [1, {}, [1], [["a"]], {"0": "a"}, True])
 def test_a_stop_list_of_other_things_is_refused(stop: object) -> None:
     refused = ask("/v1/completions", {"model": "m", **PROMPT, "stop": stop})
-    assert refused == Deny(Reason.PARAMETER_ODD)
+    assert isinstance(refused, Deny)
+    assert refused.reason is ODD
 
 
 @pytest.mark.parametrize("path", ["/api/embed", "/v1/embeddings"])
@@ -302,7 +326,10 @@ PARTS = [
             "messages": [
                 {
                     "content": [
-                        {"type": "tool_result", "content": [{"source": {"data": _PNG}}]}
+                        {
+                            "type": "tool_result",
+                            "content": [{"type": "image", "source": {"data": _PNG}}],
+                        }
                     ]
                 }
             ]
@@ -318,6 +345,42 @@ def test_images_are_found_in_every_protocol(
     found = amounts(path, **PROMPT, **fields)
     assert (found["images"], found["image_pixels"]) == (1, 6)
     assert found["image_bytes"] == pytest.approx(len(png(3, 2)), abs=2)
+
+
+def test_a_sound_is_counted_as_such() -> None:
+    wav = base64.b64encode(b"RIFF\0\0\0\0WAVEfmt " + bytes(20)).decode()
+    found = amounts("/api/generate", **PROMPT, images=[wav, _PNG])
+    assert (found["images"], found["sounds"], found["image_pixels"]) == (2, 1, 6)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}},
+        {"type": "document", "source": {"type": "base64", "data": "JVBERi0="}},
+    ],
+)
+def test_what_ollama_does_not_decode_is_no_image(part: dict[str, object]) -> None:
+    found = amounts("/v1/messages", messages=[{"role": "user", "content": [part]}])
+    assert "images" not in found
+
+
+def test_texts_messages_and_tools_are_counted() -> None:
+    body = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "x", "images": [_PNG]}] * 3,
+        "tools": [{"type": "function"}] * 2,
+    }
+    asked = ask("/api/chat", body)
+    assert isinstance(asked, Asked)
+    assert (asked.amounts["messages"], asked.amounts["tools"]) == (3, 2)
+    text_bytes = len(json.dumps(body)) - 3 * len(_PNG)
+    assert asked.amounts["text_bytes"] == text_bytes
+
+
+def test_a_refusal_says_what_kind_of_parameter_was_odd() -> None:
+    refused = ask("/api/chat", {"model": "m", **MESSAGES, "options": {"stop": "END"}})
+    assert refused == Deny(ODD, parameter="options")
 
 
 def test_of_thousands_of_images_the_pixels_are_not_known() -> None:
@@ -371,7 +434,9 @@ def test_a_tool_that_searches_the_web_is_seen(path: str, tools: list[object]) ->
     spelled = (
         json.dumps({"model": "m", "tools": tools}).replace("type", "Type").encode()
     )
-    assert ask(path, spelled) == Deny(Reason.PARAMETER_ODD)
+    refused = ask(path, spelled)
+    assert isinstance(refused, Deny)
+    assert refused.reason is ODD
 
 
 @pytest.mark.parametrize("path", INFERENCE)

@@ -75,6 +75,10 @@ def test_the_larger_of_two_sizes_in_a_webp_counts() -> None:
         b"RIFF\xff\xff\xff\xffWEBP" + b"JUNK\0\0\0\0" * 2000,
         b"RIFF\x04\0\0\0WEBP",
         b"8BPS" + bytes(40),
+        b"fLaC" + bytes(40),
+        b"OggS" + bytes(40),
+        b"\xff\xd8\xff\0" + images.jpeg(1, 1)[2:],
+        b"\xff\xd8\xff\1" + images.jpeg(1, 1)[2:],
         b"\0\0\2" + bytes(40),
     ],
 )
@@ -88,7 +92,7 @@ def test_base64_with_more_in_it_is_of_unknown_size(change: str) -> None:
     assert most_pixels([Picture(text[:8] + change + text[8:])]) == inf
 
 
-@pytest.mark.parametrize("start", [b"RIFF\0\0\0\0WAVEfmt ", b"fLaC", b"ID3", b"OggS"])
+@pytest.mark.parametrize("start", [b"RIFF\0\0\0\0WAVEfmt ", b"ID3"])
 def test_a_sound_has_no_pixels(start: bytes) -> None:
     assert pixels(start + bytes(60)) == 0
 

@@ -167,7 +167,8 @@ def read_switches(endpoint: Endpoint, body: bytes) -> dict[str, object]:
 
 @given(bodies.plain)
 def test_a_body_that_a_json_library_wrote_passes(body: bytes) -> None:
-    assert ask(CHAT, body) == Asked((LLAMA,), amounts={"load": 1})
+    asked = Asked((LLAMA,), amounts={"text_bytes": len(body), "load": 1})
+    assert ask(CHAT, body) == asked
 
 
 @given(names)
