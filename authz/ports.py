@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
+    from collections.abc import AsyncIterator, Sequence
+    from datetime import datetime, timedelta
     from uuid import UUID
 
     from authz.core.model import Asked, Deny, Key, Request
@@ -23,6 +23,19 @@ class Verified:
 
 
 @dataclass(frozen=True, slots=True)
+class NewSecret:
+    """What is stored of a raw key; without a pepper, ``pepper_id`` is None.
+
+    ``other_digests`` are those under other peppers: the key may be there already.
+    """
+
+    digest: bytes
+    prefix: str
+    pepper_id: str | None = None
+    other_digests: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class NewKey:
     """What is stored of a key on its first day; ``models`` are canonical."""
 
@@ -33,13 +46,21 @@ class NewKey:
     scopes: tuple[str, ...]
     parameters: Parameters
     expires_at: datetime | None
-    digest: bytes
-    prefix: str
+    secret: NewSecret
+
+    @property
+    def digest(self) -> bytes:
+        """What its first secret is found by."""
+        return self.secret.digest
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """A key as people see it; ``prefix`` is that of its newest secret."""
+    """A key as people see it.
+
+    ``prefix`` is that of its newest secret, ``last_used_at`` that of any, to the
+    minute.
+    """
 
     id: UUID
     name: str
@@ -52,6 +73,24 @@ class KeyRecord:
     disabled: bool
     revoked_at: datetime | None
     created_at: datetime
+    last_used_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRecord:
+    """One of a key's secrets as people see it."""
+
+    prefix: str
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """When a key shall expire; None is never."""
+
+    at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,28 +101,30 @@ class KeyChanges:
     models: tuple[str, ...] | None = None
     scopes: tuple[str, ...] | None = None
     parameters: Parameters | None = None
+    expires: Expiry | None = None
+    disabled: bool | None = None
 
 
 class KeyReader(Protocol):
     """PostgreSQL, which decides. Both raise StoreUnavailable."""
 
-    async def find(self, digest: bytes) -> Key | None:
-        """Return the key that a digest belongs to, whatever its state."""
+    async def find(self, digests: Sequence[bytes]) -> Key | None:
+        """Return the key that one of the digests belongs to, whatever its state."""
         ...
 
 
 class KeyCache(Protocol):
     """What the replicas share. All raise CacheUnavailable."""
 
-    async def get(self, digest: bytes) -> Verified | None:
+    async def get(self, digests: Sequence[bytes]) -> Verified | None:
         """Return what some replica verified; None if nothing or not genuine."""
         ...
 
-    async def put(self, digest: bytes, verified: Verified) -> None:
+    async def put(self, verified: Verified) -> None:
         """Share what was verified, unless a newer version is there."""
         ...
 
-    async def drop(self, digest: bytes) -> None:
+    async def drop(self, digests: Sequence[bytes]) -> None:
         """Forget."""
         ...
 
@@ -96,6 +137,14 @@ class BodyReader(Protocol):
         ...
 
 
+class UseLog(Protocol):
+    """Remembers which secrets are used, for people to see."""
+
+    def note(self, digest: bytes) -> None:
+        """Remember that a secret was used now; takes no time and never fails."""
+        ...
+
+
 class KeyWriter(Protocol):
     """The keys as an administrator manages them. All raise StoreUnavailable."""
 
@@ -103,16 +152,37 @@ class KeyWriter(Protocol):
         """Store a key; Refused if the name is taken."""
         ...
 
-    async def list(self) -> Sequence[KeyRecord]:
-        """Return all keys, oldest first."""
+    async def create_all(self, keys: Sequence[NewKey]) -> None:
+        """Store all of these keys or none; Refused if one is there already."""
+        ...
+
+    async def first_taken(self, keys: Sequence[NewKey]) -> int | None:
+        """Return the index of the first whose name or secret is there already."""
+        ...
+
+    def list(self) -> AsyncIterator[KeyRecord]:
+        """Go through all keys, oldest first."""
         ...
 
     async def show(self, id_or_name: str) -> KeyRecord:
         """Return one key; Refused if there is none or the name is ambiguous."""
         ...
 
+    async def secrets(self, key_id: UUID) -> Sequence[SecretRecord]:
+        """Return the secrets of a key, newest first."""
+        ...
+
     async def update(self, id_or_name: str, changes: KeyChanges) -> KeyRecord:
         """Change a living key; Refused if it is revoked."""
+        ...
+
+    async def rotate(
+        self, id_or_name: str, secret: NewSecret, grace: timedelta
+    ) -> KeyRecord:
+        """Add a secret to a living key; the others end after the grace at the latest.
+
+        Refused if the key is revoked, or too many of its secrets still live.
+        """
         ...
 
     async def revoke(self, id_or_name: str) -> KeyRecord:

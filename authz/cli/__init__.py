@@ -6,6 +6,8 @@ import sys
 
 import click
 
+from authz.cli.audit import audit
+from authz.cli.grants import grants
 from authz.cli.healthcheck import healthcheck
 from authz.cli.keys import keys
 from authz.cli.migrate import migrate
@@ -20,7 +22,7 @@ def cli() -> None:
     """Say who may call Ollama, and with which models: an Envoy ext_authz service."""
 
 
-for command in (serve, up, keys, migrate, healthcheck):
+for command in (serve, up, keys, audit, migrate, grants, healthcheck):
     cli.add_command(command)
 
 

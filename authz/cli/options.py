@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 from uuid import UUID
 
@@ -14,12 +14,15 @@ from authz.config import parse_duration
 from authz.core.allowlist import canonical_pattern
 from authz.core.model import Scope
 from authz.core.parameters import Parameters, parse_parameters
+from authz.ports import Expiry
 
 T = TypeVar("T")
 _Read = Callable[[object, click.Parameter, str], T]
 
 _LABEL = re.compile(r"(?! )[A-Za-z0-9._@/ -]{1,80}(?<! )")
+SCOPES = [Scope.INFERENCE.value, Scope.READ.value]
 _MOST_PATTERNS = 1_000
+_MOST_GRACE = timedelta(days=366)
 # A date that is still one in every time zone.
 _FURTHEST = datetime(9999, 12, 30, tzinfo=UTC)
 
@@ -61,6 +64,10 @@ def id_or_name(_context: object, _argument: object, text: str) -> str:
         msg = "ID is the id or the name of a key"
         raise click.UsageError(msg)
     return text
+
+
+key = _if_given(id_or_name)
+"""Read what names a key where that is an option."""
 
 
 @_if_given
@@ -111,6 +118,35 @@ def expires(_context: object, _option: object, text: str) -> datetime:
         msg = "--expires must lie in the future, and before the year 10000"
         raise click.UsageError(msg)
     return moment
+
+
+def expiry(context: object, option: click.Parameter, text: str) -> Expiry | None:
+    """Read an expiry that may also be ``never``."""
+    if text == "never":
+        return Expiry(None)
+    moment = expires(context, option, text)
+    return None if moment is None else Expiry(moment)
+
+
+def grace(_context: object, _option: object, text: str) -> timedelta:
+    """Read how long old secrets live on: ``24h``, or ``0``."""
+    try:
+        duration = timedelta() if text in {"0", "0s"} else parse_duration(text)
+    except ValueError:
+        duration = None
+    if duration is None or duration > _MOST_GRACE:
+        msg = "--grace takes 0 or a duration up to 366d, as in 24h"
+        raise click.UsageError(msg)
+    return duration
+
+
+def since(_context: object, _option: object, text: str | None) -> datetime | None:
+    """Read how far back to look."""
+    try:
+        return None if text is None else datetime.now(UTC) - parse_duration(text)
+    except (ValueError, OverflowError):
+        msg = "--since takes a duration as in 7d"
+        raise click.UsageError(msg) from None
 
 
 def _date(text: str) -> datetime:
