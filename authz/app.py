@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
-from redis.asyncio import Redis
 
 from authz.adapters.body_process import body_process
-from authz.adapters.postgres import connected, pooled
+from authz.adapters.postgres import connected, pooled, why_never
 from authz.adapters.postgres_changes import follow_changes
-from authz.adapters.postgres_keys import PostgresKeys
+from authz.adapters.postgres_keys import PostgresKeys, check_peppers
+from authz.adapters.postgres_last_used import noting_uses
 from authz.adapters.postgres_schema import check_schema
-from authz.adapters.redis_cache import TIMEOUT_S, RedisKeyCache
+from authz.adapters.redis_cache import RedisKeyCache
+from authz.adapters.redis_client import redis_client
 from authz.authorizer import Authorizer
+from authz.config import load_peppers
 from authz.edge.check import Check
 from authz.edge.model_list import ModelLists
 from authz.edge.server import serving
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from authz.config import Settings
+    from authz.core.credential import Peppers
     from authz.metrics import Metrics
     from authz.ports import KeyCache
 
@@ -55,7 +58,8 @@ async def run_worker(
 ) -> None:
     """Serve Check until told to stop. Raises ConfigError, SchemaError."""
     url = settings.database_url.get_secret_value()
-    await _wait_for_schema(url, stop)
+    peppers = load_peppers(settings)
+    await _wait_for_database(url, peppers, stop)
     if stop.is_set():
         return
     async with AsyncExitStack() as stack:
@@ -68,8 +72,9 @@ async def run_worker(
         )
         following = asyncio.create_task(follow_changes(url, lookup))
         stack.callback(following.cancel)
+        uses = await stack.enter_async_context(noting_uses(url, _now))
         large_bodies = await stack.enter_async_context(body_process())
-        check = Check(Authorizer(lookup, _now, large_bodies), metrics)
+        check = Check(Authorizer(lookup, peppers, _now, large_bodies), metrics, uses)
         socket = socket_path(settings, worker)
         await stack.enter_async_context(serving(check, ModelLists(), socket))
         log.info("serving", socket=str(socket))
@@ -81,12 +86,17 @@ async def run_worker(
             await following  # it never ends but by an error
 
 
-async def _wait_for_schema(url: str, stop: asyncio.Event) -> None:
+async def _wait_for_database(url: str, peppers: Peppers, stop: asyncio.Event) -> None:
     while not stop.is_set():
         try:
             async with connected(url) as connection:
-                return await check_schema(connection)
+                await check_schema(connection)
+                return await check_peppers(connection, peppers.ids)
         except StoreUnavailable as error:
+            reason = why_never(error)
+            if reason is not None:
+                msg = f"AUTHZ_DATABASE_URL: {reason}"
+                raise ConfigError(msg) from None
             log.warning("database_unavailable", error=str(error))
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), _RETRY_S)
@@ -100,13 +110,8 @@ async def _key_cache(settings: Settings) -> AsyncIterator[KeyCache | None]:
     if not (url and secret):
         yield None
         return
-    try:
-        redis = Redis.from_url(url, socket_timeout=TIMEOUT_S)
-    except ValueError:
-        msg = "AUTHZ_REDIS_URL is not a Redis URL"
-        raise ConfigError(msg) from None
     lifetime = timedelta(seconds=max(settings.cache_ttl_s, settings.max_stale_s))
-    async with redis:
+    async with redis_client(url) as redis:
         yield RedisKeyCache(redis, secret.encode(), lifetime)
 
 
@@ -115,6 +120,7 @@ def _freshness(settings: Settings) -> Freshness:
         ttl=timedelta(seconds=settings.cache_ttl_s),
         max_stale=timedelta(seconds=settings.max_stale_s),
         size=settings.cache_size,
+        misses_per_s=settings.unknown_keys_per_s,
     )
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    from authz.core.credential import Peppers
     from authz.core.endpoints import Endpoint
     from authz.core.model import Asked, Decision, Key, Request
     from authz.lookup import Lookup
@@ -23,9 +24,14 @@ class Authorizer:
     """Answers every Check of Envoy."""
 
     def __init__(
-        self, lookup: Lookup, now: Callable[[], datetime], large_bodies: BodyReader
+        self,
+        lookup: Lookup,
+        peppers: Peppers,
+        now: Callable[[], datetime],
+        large_bodies: BodyReader,
     ) -> None:
         self._lookup = lookup
+        self._peppers = peppers
         self._now = now
         self._large_bodies = large_bodies
 
@@ -43,10 +49,10 @@ class Authorizer:
         return asked if isinstance(asked, Deny) else judge(endpoint, asked, key)
 
     async def _identify(self, request: Request) -> Key | Deny:
-        credential = read_credential(request.headers)
+        credential = read_credential(request.headers, self._peppers)
         if isinstance(credential, Deny):
             return credential
-        key = await self._lookup.find(credential.digest)
+        key = await self._lookup.find(credential.digests, request.source)
         return usable(key, self._now())
 
     async def _read(

@@ -10,11 +10,20 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from authz.core.credential import Peppers
 from authz.errors import ConfigError
 from authz.log import Format, Level
 
 _ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9.\-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>\d{1,5})")
 _DURATION = re.compile(r"(?P<number>[1-9]\d{0,5})(?P<unit>[smhd])")
+_LEAST_PEPPER_BYTES, _MOST_PEPPER_BYTES = 32, 4096
+_REDIS_SCHEMES = (
+    "redis://",
+    "rediss://",
+    "unix://",
+    *("redis+sentinel://", "rediss+sentinel://"),
+    *("redis+cluster://", "rediss+cluster://"),
+)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -68,17 +77,19 @@ class Settings(BaseSettings):
     database_url: Annotated[SecretStr, _url_of("postgresql://", "postgres://")] = (
         SecretStr("")
     )
-    redis_url: Annotated[SecretStr, _url_of("redis://", "rediss://", "unix://")] = (
-        SecretStr("")
-    )
+    redis_url: Annotated[SecretStr, _url_of(*_REDIS_SCHEMES)] = SecretStr("")
     cache_secret: SecretStr = SecretStr("")
     listen: Path = Path("/run/authz")
     metrics_listen: Annotated[str, AfterValidator(_address)] = "127.0.0.1:9464"
+    key_pepper_file: Path | None = None
+    key_old_pepper_files: str = ""
     workers: int = Field(1, ge=1, le=64)
     cache_ttl_s: float = Field(30, ge=0, le=3600)
     cache_size: int = Field(100_000, ge=1)
     max_stale_s: float = Field(300, ge=0, le=86_400)
+    unknown_keys_per_s: float = Field(100, gt=0)
     key_max_lifetime: Annotated[str, AfterValidator(_optional_duration)] = ""
+    actor: str = Field("", pattern=r"^[ -~]{0,200}$")
     log_level: Level = "info"
     log_format: Format = "json"
 
@@ -94,3 +105,30 @@ def load_settings(file: Path | None = None) -> Settings:
         first = error.errors(include_input=False, include_url=False)[0]
         msg = f"AUTHZ_{str(first['loc'][0]).upper()}: {first['msg']}"
         raise ConfigError(msg) from None
+
+
+def load_peppers(settings: Settings) -> Peppers:
+    """Read the files of the peppers. Raises ConfigError naming the variable."""
+    current = settings.key_pepper_file
+    old = filter(None, settings.key_old_pepper_files.split(","))
+    return Peppers(
+        None if current is None else _read_pepper("AUTHZ_KEY_PEPPER_FILE", current),
+        [_read_pepper("AUTHZ_KEY_OLD_PEPPER_FILES", Path(path)) for path in old],
+    )
+
+
+def _read_pepper(variable: str, path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_PEPPER_BYTES + 1)
+    except OSError as error:
+        msg = f"{variable}: cannot read {path}: {error.strerror}"
+        raise ConfigError(msg) from None
+    pepper = content.strip(b"\r\n")
+    if len(pepper) < _LEAST_PEPPER_BYTES or len(content) > _MOST_PEPPER_BYTES:
+        msg = (
+            f"{variable}: a pepper has {_LEAST_PEPPER_BYTES} to"
+            f" {_MOST_PEPPER_BYTES} bytes: {path}"
+        )
+        raise ConfigError(msg)
+    return pepper

@@ -3,33 +3,46 @@
 PostgreSQL decides. What it said is fresh for the cache TTL, and only while
 notifications of changes arrive; when it cannot be asked, what it said before
 holds for the longest staleness, and anything else is undecided.
+
+A key has one digest for every pepper that it may be stored under; memory and Redis
+know it by the one that it is stored under, which is what notifications name.
 """
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
-from authz.errors import CacheUnavailable, StoreUnavailable
+from authz.errors import StoreUnavailable
 from authz.ports import Verified
+from authz.shared import Shared
+from authz.strangers import Strangers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import datetime, timedelta
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
 
     from authz.core.model import Key
     from authz.metrics import Metrics
     from authz.ports import KeyCache, KeyReader
 
+_NOW = timedelta(0)
+# As short as that, for where notifications of new keys cannot be had.
+_UNKNOWN_TTL = timedelta(seconds=5)
+_MOST_UNKNOWN = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
-    """How long an answer of PostgreSQL holds, and how many are remembered."""
+    """How long an answer of PostgreSQL holds, and how much is remembered or asked."""
 
     ttl: timedelta
     max_stale: timedelta
     size: int
+    misses_per_s: float
 
 
 class Lookup:
@@ -44,125 +57,144 @@ class Lookup:
         metrics: Metrics,
     ) -> None:
         self._store = store
-        self._cache = cache
+        self._shared = Shared(cache, freshness.size, metrics)
         self._freshness = freshness
         self._now = now
         self._metrics = metrics
         self._memory: dict[bytes, Verified] = {}
+        self._unknown: dict[bytes, datetime] = {}
         self._flights: dict[bytes, asyncio.Task[Key | None]] = {}
-        self._changed: set[bytes] = set()
         self._listening_since: datetime | None = None
+        self._strangers = Strangers(store, freshness.misses_per_s, now, metrics)
 
-    async def find(self, digest: bytes) -> Key | None:
-        """Return the key of a digest. Raises StoreUnavailable: undecided."""
-        known = self._memory.get(digest)
-        if known is not None and self._is_fresh(known):
-            self._metrics.found_in_memory.inc()
-            return known.key
-        flight = self._flights.get(digest)
+    async def find(self, digests: Sequence[bytes], source: str = "") -> Key | None:
+        """Return the key that has one of the digests; ``source`` is who asks.
+
+        Raises StoreUnavailable: undecided.
+        """
+        known = None
+        for digest in digests:
+            known = self._memory.get(digest)
+            if known is not None:
+                break
+        if known is not None:
+            if self._is_fresh(known.at, self._freshness.ttl):
+                self._metrics.found_in_memory.inc()
+                return known.key
+        elif self._is_known_to_nobody(digests):
+            self._metrics.lookups.labels("memory").inc()
+            return None
+        flight = self._under_way(digests)
         if flight is None:
-            flight = asyncio.create_task(self._load(digest, known))
-            self._flights[digest] = flight
-            flight.add_done_callback(lambda done: self._land(digest, done))
+            flight = asyncio.create_task(self._load(digests, known, source))
+            self._flights.update(dict.fromkeys(digests, flight))
+            flight.add_done_callback(partial(self._land, digests))
         # A caller that gives up must not take the others' answer along.
         return await asyncio.shield(flight)
 
-    async def changed(self, digest: bytes) -> None:
-        """Forget a key, here and in Redis, because its row has changed.
-
-        Redis may hold the old row for a while yet: the drop may fail, and another
-        replica that read it before may put it back. So the next look-up asks
-        PostgreSQL.
-        """
+    def changed(self, digest: bytes) -> None:
+        """Forget a key, here and in Redis, because its row has changed or is new."""
         self._memory.pop(digest, None)
-        self._changed.add(digest)
-        if len(self._changed) > self._freshness.size:
-            self.listening()
+        self._unknown.pop(digest, None)
         # A look-up under way may have read the old row: nobody may join it now,
         # and what it finds is not remembered.
         self._flights.pop(digest, None)
-        if self._cache is not None:
-            try:
-                await self._cache.drop(digest)
-            except CacheUnavailable:
-                self._metrics.lookups.labels("redis_error").inc()
+        if not self._shared.changed(digest):
+            self._make_room()
+            self._shared.changed(digest)
 
     def listening(self) -> None:
         """Notifications arrive from now on; what was verified before is not fresh."""
         self._listening_since = self._now()
         self._flights.clear()
-        self._changed.clear()
 
     def deaf(self) -> None:
         """Notifications may be lost: nothing is fresh until `listening`."""
         self._listening_since = None
 
-    async def _load(self, digest: bytes, known: Verified | None) -> Key | None:
-        shared = await self._shared(digest)
-        changed = digest in self._changed
-        if shared is not None and not changed and self._is_fresh(shared):
-            self._remember(digest, shared)
+    def _make_room(self) -> None:
+        """Forget which keys have changed: so nothing holds without asking."""
+        self._shared.forget_changes(self._now())
+        if self._listening_since is not None:
+            self.listening()
+
+    async def _load(
+        self, digests: Sequence[bytes], known: Verified | None, source: str
+    ) -> Key | None:
+        shared = await self._shared.get(digests)
+        if shared is not None and self._is_fresh(shared.at, self._freshness.ttl):
+            self._remember(digests, shared)
             self._metrics.lookups.labels("redis").inc()
             return shared.key
         asked_at = self._now()
         try:
-            key = await self._store.find(digest)
+            if known or shared or self._shared.is_expected(digests):
+                key = await self._store.find(digests)
+            else:
+                key = await self._strangers.find(digests, source)
         except StoreUnavailable as error:
-            return self._last_known(error, known, None if changed else shared)
+            if self._under_way(digests) is not asyncio.current_task():
+                raise  # it has changed meanwhile
+            return self._last_known(error, known, shared)
         self._metrics.lookups.labels("postgres").inc()
-        verified = Verified(key, asked_at) if key is not None else None
-        if self._remember(digest, verified) and verified is not None:
-            self._changed.discard(digest)
-            await self._share(digest, verified)
+        if key is None:
+            self._remember_unknown(digests, asked_at)
+        elif self._remember(digests, verified := Verified(key, asked_at)):
+            await self._shared.put(verified)
         return key
 
     def _last_known(self, error: StoreUnavailable, *answers: Verified | None) -> Key:
         newest = max((a for a in answers if a), key=lambda a: a.at, default=None)
-        if newest is None or self._age(newest) >= self._freshness.max_stale:
+        if newest is None or not self._is_recent(newest.at, self._freshness.max_stale):
             self._metrics.lookups.labels("undecided").inc()
             raise error
         self._metrics.lookups.labels("stale").inc()
         return newest.key
 
-    def _remember(self, digest: bytes, verified: Verified | None) -> bool:
+    def _remember(self, digests: Sequence[bytes], verified: Verified) -> bool:
         """Put into memory what the current flight found; False if it is outdated."""
-        if self._flights.get(digest) is not asyncio.current_task():
+        if self._under_way(digests) is not asyncio.current_task():
             return False
+        digest = verified.key.digest
         self._memory.pop(digest, None)
-        if verified is not None:
-            if len(self._memory) >= self._freshness.size:
-                del self._memory[next(iter(self._memory))]
-            self._memory[digest] = verified
+        if len(self._memory) >= self._freshness.size:
+            del self._memory[next(iter(self._memory))]
+        self._memory[digest] = verified
         return True
 
-    async def _shared(self, digest: bytes) -> Verified | None:
-        if self._cache is None:
-            return None
-        try:
-            return await self._cache.get(digest)
-        except CacheUnavailable:
-            self._metrics.lookups.labels("redis_error").inc()
-            return None
-
-    async def _share(self, digest: bytes, verified: Verified) -> None:
-        if self._cache is None:
+    def _remember_unknown(self, digests: Sequence[bytes], at: datetime) -> None:
+        if self._under_way(digests) is not asyncio.current_task():
             return
-        try:
-            await self._cache.put(digest, verified)
-        except CacheUnavailable:
-            self._metrics.lookups.labels("redis_error").inc()
+        for digest in digests:
+            self._memory.pop(digest, None)
+            self._unknown.pop(digest, None)
+            if len(self._unknown) >= _MOST_UNKNOWN:
+                del self._unknown[next(iter(self._unknown))]
+            self._unknown[digest] = at
 
-    def _land(self, digest: bytes, done: asyncio.Task[Key | None]) -> None:
-        if self._flights.get(digest) is done:
-            del self._flights[digest]
+    def _is_known_to_nobody(self, digests: Sequence[bytes]) -> bool:
+        for digest in digests:
+            at = self._unknown.get(digest)
+            if at is None or not self._is_fresh(at, _UNKNOWN_TTL):
+                return False
+        return True
+
+    def _under_way(self, digests: Sequence[bytes]) -> asyncio.Task[Key | None] | None:
+        flight = self._flights.get(digests[0])
+        same = all(self._flights.get(digest) is flight for digest in digests)
+        return flight if same else None
+
+    def _land(self, digests: Sequence[bytes], done: asyncio.Task[Key | None]) -> None:
+        for digest in digests:
+            if self._flights.get(digest) is done:
+                del self._flights[digest]
         if not done.cancelled():
             done.exception()  # seen, also where every caller has gone
 
-    def _is_fresh(self, verified: Verified) -> bool:
+    def _is_fresh(self, at: datetime, ttl: timedelta) -> bool:
         since = self._listening_since
-        if since is None or verified.at < since:
-            return False
-        return self._age(verified) < self._freshness.ttl
+        return since is not None and at >= since and self._is_recent(at, ttl)
 
-    def _age(self, verified: Verified) -> timedelta:
-        return self._now() - verified.at
+    def _is_recent(self, at: datetime, ttl: timedelta) -> bool:
+        # From the future is what a clock said before it was set right.
+        return _NOW <= self._now() - at < ttl

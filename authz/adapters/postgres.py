@@ -25,9 +25,22 @@ def translated_errors() -> Iterator[None]:
     """Turn what driver and network raise into StoreUnavailable."""
     try:
         yield
+    except asyncpg.InsufficientPrivilegeError as error:
+        msg = "the role lacks a right in the database: see `authz grants`"
+        raise StoreUnavailable(msg) from error
     except _ERRORS as error:
         msg = f"the database does not answer: {type(error).__name__}"
         raise StoreUnavailable(msg) from error
+
+
+def why_never(error: StoreUnavailable) -> str | None:
+    """Return why the server will not have us; None if it may yet."""
+    match error.__cause__:
+        case asyncpg.InvalidAuthorizationSpecificationError():
+            return "the server refuses the user or password"
+        case asyncpg.InvalidCatalogNameError():
+            return "the server has no such database"
+    return None
 
 
 @asynccontextmanager
@@ -48,13 +61,17 @@ async def pooled(url: str) -> AsyncIterator[Pool]:
     """Open a pool that connects when it is first used."""
     with _settings_checked():
         pool = asyncpg.create_pool(
-            url, min_size=0, max_size=8, timeout=CONNECT_TIMEOUT_S
+            url, min_size=0, max_size=8, timeout=CONNECT_TIMEOUT_S, reset=_keep_as_it_is
         )
         await pool
     try:
         yield pool
     finally:
         pool.terminate()
+
+
+async def _keep_as_it_is(_connection: object) -> None:
+    """Spare a round trip: look-ups leave nothing behind in their sessions."""
 
 
 @contextmanager

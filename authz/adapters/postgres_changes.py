@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,12 +20,13 @@ if TYPE_CHECKING:
     class Listener(Protocol):
         """Who wants to know."""
 
-        async def changed(self, digest: bytes) -> None: ...  # noqa: D102
+        def changed(self, digest: bytes) -> None: ...  # noqa: D102
         def listening(self) -> None: ...  # noqa: D102
         def deaf(self) -> None: ...  # noqa: D102
 
 
 CHANNEL = "authz_keys"
+_DIGEST = re.compile("[0-9a-f]{64}")
 HEARTBEAT_S = 0.5
 HEARTBEAT_TIMEOUT_S = 0.5
 RECONNECT_S = 0.5
@@ -43,29 +46,21 @@ async def follow_changes(url: str, listener: Listener) -> None:
 
 
 async def _listen(connection: Connection, listener: Listener) -> None:
-    under_way: set[asyncio.Task[None]] = set()
-
     def on_notification(*notification: object) -> None:
-        digest = _digest(str(notification[-1]))
-        if digest is not None:
-            task = asyncio.create_task(listener.changed(digest))
-            under_way.add(task)
-            task.add_done_callback(under_way.discard)
+        payload = str(notification[-1])
+        if _DIGEST.fullmatch(payload):  # any role may send one, of anything
+            listener.changed(bytes.fromhex(payload))
 
+    # A line that breaks is noticed at once; one that hangs, by the heartbeat.
+    ended = asyncio.Event()
+    connection.add_termination_listener(lambda _: ended.set())
     with translated_errors():
         await connection.add_listener(CHANNEL, on_notification)
         listener.listening()
         try:
             while True:
                 await connection.execute("SELECT 1", timeout=HEARTBEAT_TIMEOUT_S)
-                await asyncio.sleep(HEARTBEAT_S)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), HEARTBEAT_S)
         finally:
             listener.deaf()
-
-
-def _digest(payload: str) -> bytes | None:
-    """Read a payload; any role may send one, so it may be anything."""
-    try:
-        return bytes.fromhex(payload)
-    except ValueError:
-        return None

@@ -15,29 +15,30 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, TypedDict
 
-from redis.exceptions import RedisError
-
+from authz.adapters.redis_client import TIMEOUT_S, translated_errors
 from authz.core.allowlist import compiled
 from authz.core.model import Key, Scope
 from authz.core.parameters import parse_parameters
-from authz.errors import CacheUnavailable
 from authz.ports import Verified
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from datetime import timedelta
 
-    from redis.asyncio import Redis
+    from authz.adapters.redis_client import Client
 
-TIMEOUT_S = 0.05
 _MAC_BYTES = 32
 
+# A key with the most patterns has some 100 KiB; what is longer is not shared.
+_MOST_BYTES = 256 * 1024
+_VERSION_DIGITS = 20
+
+# An entry is the version, so that this can compare it, and the sealed record.
 # KEYS[1]: entry. ARGV: version, record, milliseconds to live.
 _PUT = """
-local there = redis.call('HGET', KEYS[1], 'version')
-if there and tonumber(there) > tonumber(ARGV[1]) then return 0 end
-redis.call('HSET', KEYS[1], 'version', ARGV[1], 'record', ARGV[2])
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
+local there = redis.call('GETRANGE', KEYS[1], 0, #ARGV[1] - 1)
+if there > ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1] .. ARGV[2], 'PX', ARGV[3])
 return 1
 """
 
@@ -45,58 +46,71 @@ return 1
 class RedisKeyCache:
     """The KeyCache."""
 
-    def __init__(self, redis: Redis, secret: bytes, lifetime: timedelta) -> None:
+    def __init__(self, redis: Client, secret: bytes, lifetime: timedelta) -> None:
         self._redis = redis
         self._secret = secret
         self._lifetime_ms = int(lifetime.total_seconds() * 1000)
-        self._put = redis.register_script(_PUT)
 
-    async def get(self, digest: bytes) -> Verified | None:
+    async def get(self, digests: Sequence[bytes]) -> Verified | None:
         """Return what some replica verified; None if nothing or not genuine."""
-        async with _translated_errors():
-            record = await self._redis.hget(_entry(digest), "record")
-        return self._open(digest, record) if isinstance(record, bytes) else None
+        async with (
+            _in_time(),
+            self._redis.pipeline(transaction=False) as pipe,
+        ):
+            for digest in digests:
+                # Never more than an entry of ours may have, however long it was made.
+                pipe.getrange(_entry(digest), 0, _MOST_BYTES - 1)
+            entries = await pipe.execute()
+        opened = map(self._open, digests, entries)
+        return next((verified for verified in opened if verified is not None), None)
 
-    async def put(self, digest: bytes, verified: Verified) -> None:
+    async def put(self, verified: Verified) -> None:
         """Share what was verified, unless a newer version is there."""
-        record = self._seal(digest, verified)
-        async with _translated_errors():
-            await self._put(
-                keys=[_entry(digest)],
-                args=[verified.key.version, record, self._lifetime_ms],
-            )
+        record = self._seal(verified)
+        if len(record) > _MOST_BYTES - _VERSION_DIGITS:
+            return
+        version = str(verified.key.version).zfill(_VERSION_DIGITS)
+        name = _entry(verified.key.digest)
+        async with _in_time():
+            await self._redis.eval(_PUT, 1, name, version, record, self._lifetime_ms)
 
-    async def drop(self, digest: bytes) -> None:
+    async def drop(self, digests: Sequence[bytes]) -> None:
         """Forget."""
-        async with _translated_errors():
-            await self._redis.unlink(_entry(digest))
+        async with (
+            _in_time(),
+            self._redis.pipeline(transaction=False) as pipe,
+        ):
+            for digest in digests:
+                pipe.execute_command("UNLINK", _entry(digest))
+            await pipe.execute()
 
-    def _seal(self, digest: bytes, verified: Verified) -> bytes:
+    def _seal(self, verified: Verified) -> bytes:
         text = json.dumps(_to_record(verified)).encode()
-        return self._mac(digest, text) + text
+        return self._mac(verified.key.digest, text) + text
 
-    def _open(self, digest: bytes, record: bytes) -> Verified | None:
+    def _open(self, digest: bytes, entry: object) -> Verified | None:
+        if not isinstance(entry, bytes):
+            return None
+        record = entry[_VERSION_DIGITS:]
         mac, text = record[:_MAC_BYTES], record[_MAC_BYTES:]
         if not hmac.compare_digest(mac, self._mac(digest, text)):
             return None
-        return _from_record(json.loads(text))
+        return _from_record(digest, json.loads(text))
 
     def _mac(self, digest: bytes, text: bytes) -> bytes:
         return hmac.digest(self._secret, digest + text, hashlib.sha256)
 
 
 @asynccontextmanager
-async def _translated_errors() -> AsyncIterator[None]:
-    try:
+async def _in_time() -> AsyncIterator[None]:
+    with translated_errors():
         async with asyncio.timeout(TIMEOUT_S):
             yield
-    except (RedisError, OSError, TimeoutError) as error:
-        raise CacheUnavailable(type(error).__name__) from error
 
 
 def _entry(digest: bytes) -> str:
     # The number is that of the record's layout: change both together.
-    return f"authz:key:2:{digest.hex()}"
+    return f"authz:key:3:{digest.hex()}"
 
 
 class _Record(TypedDict):
@@ -130,9 +144,10 @@ def _to_record(verified: Verified) -> _Record:
     )
 
 
-def _from_record(record: _Record) -> Verified:
+def _from_record(digest: bytes, record: _Record) -> Verified:
     expires_at = record["expires_at"]
     key = Key(
+        digest=digest,
         id=record["id"],
         name=record["name"],
         owner=record["owner"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import re
 import zlib
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from authz.core.model import Deny, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 ENTROPY_BYTES = 32
@@ -22,15 +23,44 @@ _RANDOM_DIGITS = 43  # 62**43 > 2**256
 _CHECKSUM_DIGITS = 6  # 62**6 > 2**32
 _SHAPE = re.compile(rf"{_MARK}[0-9A-Za-z]{{{_RANDOM_DIGITS + _CHECKSUM_DIGITS}}}")
 _BEARER = "bearer "
+_ID_BYTES = 6
 # Two digits at a time: a checksum is made for every request.
 _PAIRS = tuple(first + second for first in ALPHABET for second in ALPHABET)
 
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """What may be kept of a presented key: its SHA-256."""
+    """What may be kept of a presented key: the digests that it may be stored under."""
 
-    digest: bytes
+    digests: tuple[bytes, ...]
+
+
+class Peppers:
+    """The secrets that are mixed into digests: a stolen table alone proves no key.
+
+    New keys are stored under the current one. A key stays under the pepper that it
+    was stored with, or under none, so those are tried too.
+    """
+
+    __slots__ = ("_peppers", "current_id", "ids")
+
+    def __init__(
+        self, current: bytes | None = None, older: Sequence[bytes] = ()
+    ) -> None:
+        self._peppers = tuple(dict.fromkeys((current, *older, None)))
+        self.current_id = None if current is None else _pepper_id(current)
+        self.ids = frozenset(_pepper_id(p) for p in self._peppers if p is not None)
+
+    def digest(self, raw_key: str) -> bytes:
+        """Return the 32 bytes under which a new key is stored."""
+        return _digest(raw_key.encode("ascii"), self._peppers[0])
+
+    def digests(self, raw_key: str) -> tuple[bytes, ...]:
+        """Return all that a key may be stored under, the likeliest first."""
+        key = raw_key.encode("ascii")
+        if len(self._peppers) == 1:
+            return (hashlib.sha256(key).digest(),)
+        return tuple([_digest(key, pepper) for pepper in self._peppers])
 
 
 def mint(entropy: bytes) -> str:
@@ -43,11 +73,11 @@ def mint(entropy: bytes) -> str:
 
 
 def digest(raw_key: str) -> bytes:
-    """Return the 32 bytes under which a key is stored."""
-    return hashlib.sha256(raw_key.encode("ascii")).digest()
+    """Return the 32 bytes under which a key is stored where there is no pepper."""
+    return _digest(raw_key.encode("ascii"), None)
 
 
-def read_credential(headers: Mapping[str, str]) -> Credential | Deny:
+def read_credential(headers: Mapping[str, str], peppers: Peppers) -> Credential | Deny:
     """Find the one key that a request presents, without any I/O.
 
     It stands in ``Authorization: Bearer`` (RFC 6750) or ``X-Api-Key`` (which
@@ -62,7 +92,18 @@ def read_credential(headers: Mapping[str, str]) -> Credential | Deny:
         return Deny(Reason.CREDENTIAL_MALFORMED)
     if not _is_well_formed(raw_key):
         return Deny(Reason.CREDENTIAL_MALFORMED)
-    return Credential(digest(raw_key))
+    return Credential(peppers.digests(raw_key))
+
+
+def _digest(key: bytes, pepper: bytes | None) -> bytes:
+    if pepper is None:
+        return hashlib.sha256(key).digest()
+    return hmac.digest(pepper, key, "sha256")
+
+
+def _pepper_id(pepper: bytes) -> str:
+    """Tell peppers apart in public; who knows it knows nothing of the pepper."""
+    return hmac.digest(pepper, b"authz pepper id", "sha256")[:_ID_BYTES].hex()
 
 
 def _bearer(authorization: str) -> str | None:

@@ -129,6 +129,7 @@ class Request:
     ``headers`` has lower-case names; what was sent twice is joined by a comma.
     ``body`` may be a view of the message that it came in.
     ``headers_only`` marks the Check that comes before the body is read.
+    ``source`` is the client's address, empty where it has none.
     """
 
     method: str
@@ -136,6 +137,7 @@ class Request:
     headers: Mapping[str, str] = field(repr=False)
     body: bytes | memoryview = field(repr=False)
     headers_only: bool = False
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +145,10 @@ class Key:
     """An identity as one of its secrets sees it; times are UTC.
 
     ``expires_at`` is the earlier of the key's and the secret's; ``version``
-    grows with every change of either row.
+    grows with every change of either row; ``digest`` is the secret's.
     """
 
+    digest: bytes = field(repr=False)
     id: str
     name: str
     owner: str

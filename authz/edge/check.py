@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from authz.authorizer import Authorizer
     from authz.core.model import Decision, Request
     from authz.metrics import Metrics
+    from authz.ports import UseLog
 
 log = structlog.get_logger()
 
@@ -22,9 +23,10 @@ log = structlog.get_logger()
 class Check:
     """envoy.service.auth.v3.Authorization/Check."""
 
-    def __init__(self, authorizer: Authorizer, metrics: Metrics) -> None:
+    def __init__(self, authorizer: Authorizer, metrics: Metrics, uses: UseLog) -> None:
         self._authorizer = authorizer
         self._metrics = metrics
+        self._uses = uses
 
     async def answer(self, request: Request, _context: object) -> bytes:
         """Answer one request with a serialised CheckResponse."""
@@ -34,6 +36,8 @@ class Check:
             self._report(decision, request)
         else:
             self._metrics.allowed.inc()
+            if decision.final:
+                self._uses.note(decision.key.digest)
         self._metrics.check_seconds.observe(time.perf_counter() - started)
         return response_of(decision)
 

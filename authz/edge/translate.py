@@ -34,12 +34,18 @@ def request_of(message: bytes) -> Request:
     """Read a CheckRequest; what it lacks is empty and is denied as such."""
     check, body = wire.parse(message)
     http = check.attributes.request.http
+    headers = dict(http.headers)
     return Request(
         method=http.method,
         path=http.path,
-        headers=dict(http.headers),
+        headers=headers,
         body=body,
         headers_only=check.attributes.context_extensions.get("phase") == "headers",
+        # Where proxies stand in front, the other end of the connection is one of
+        # them, and the header has whom Envoy takes for the client. Envoy overwrites
+        # what a client sends of that name.
+        source=headers.get("x-envoy-external-address")
+        or check.attributes.source.address.socket_address.address,
     )
 
 

