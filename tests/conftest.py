@@ -28,6 +28,11 @@ for name in list(os.environ):
         del os.environ[name]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put last what looks at the logs of all the others."""
+    items.sort(key=lambda item: item.path.name == "test_no_secret_in_logs.py")
+
+
 @pytest.fixture(scope="session")
 async def server(
     tmp_path_factory: pytest.TempPathFactory,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import uuid4
 
 import httpx
 
 from authz.adapters.postgres import connected
-from authz.adapters.postgres_keys import PostgresKeyWriter
+from authz.adapters.postgres_key_writer import PostgresKeyWriter
 from authz.core.allowlist import canonical_pattern
 from authz.issuing import issue
 from authz.local.envoy import Places, write_config
@@ -22,10 +22,11 @@ from authz.local.stack import (
     running_envoy,
     running_standin,
 )
+from tests import secrecy
 from tests.upstream import RawUpstream, raw_upstream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -70,6 +71,7 @@ class Gateway(Generic[Upstream]):
     authz: Child
     envoy: Child
     upstream: Upstream
+    settings: Mapping[str, str]
 
     @property
     def url(self) -> str:
@@ -100,16 +102,17 @@ class Gateway(Generic[Upstream]):
         """Revoke the key that was issued last under this secret."""
         async with connected(self.database_url) as connection:
             keys = PostgresKeyWriter(connection)
-            records = [r for r in await keys.list() if raw_key.startswith(r.prefix)]
+            records = [r async for r in keys.list() if raw_key.startswith(r.prefix)]
             await keys.revoke(str(records[-1].id))
 
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """The real stores behind a gateway."""
+    """The real stores behind a gateway, and how authz is set to use them."""
 
     database_url: str
     redis_url: str
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @asynccontextmanager
@@ -132,7 +135,9 @@ async def running_test_gateway(
             "AUTHZ_REDIS_URL": stores.redis_url,
             "AUTHZ_CACHE_SECRET": "a secret of the tests",
             "AUTHZ_LISTEN": str(run),
+            **stores.settings,
         }
+        secrecy.remember(settings)
         metrics = ("127.0.0.1", metrics_port)
         authz = await stack.enter_async_context(
             running_authz(settings, metrics, log=logs / "authz.log")
@@ -154,6 +159,7 @@ async def running_test_gateway(
             authz=authz,
             envoy=envoy,
             upstream=upstream,
+            settings=settings,
         )
 
 

@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tests import secrecy
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -22,23 +24,34 @@ class Ended:
     err: str
 
 
-async def authz(*words: str, cwd: Path, env: Mapping[str, str] | None = None) -> Ended:
-    """Run `authz` with these words until it ends."""
-    process = await start(*words, cwd=cwd, env=env)
-    out, err = await asyncio.wait_for(process.communicate(), 60)
+async def authz(
+    *words: str,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    given: bytes | None = None,
+) -> Ended:
+    """Run `authz` with these words, and this on standard input, until it ends."""
+    process = await start(*words, cwd=cwd, env=env, given=given is not None)
+    out, err = await asyncio.wait_for(process.communicate(given), 60)
     assert process.returncode is not None
+    secrecy.errors_printed.append(err)
     return Ended(process.returncode, out.decode(), err.decode())
 
 
 async def start(
-    *words: str, cwd: Path, env: Mapping[str, str] | None = None
+    *words: str,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    given: bool = False,
 ) -> asyncio.subprocess.Process:
-    """Start `authz` with these words."""
+    """Start `authz` with these words; ``given`` opens its standard input."""
+    secrecy.remember(env or {})
     return await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "authz", *words),
         cwd=cwd,
         env={**os.environ, **(env or {})},
+        stdin=asyncio.subprocess.PIPE if given else None,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -7,7 +7,7 @@ import socket
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 from uuid import uuid4
 
 import asyncpg
@@ -30,6 +30,7 @@ class Databases:
 
     url: str
     template: str
+    superuser: str
 
     @asynccontextmanager
     async def fresh(self, *, migrated: bool = True) -> AsyncIterator[str]:
@@ -38,6 +39,26 @@ class Databases:
         async with _database(self.url, template) as url:
             yield url
 
+    @asynccontextmanager
+    async def role(self, database_url: str) -> AsyncIterator[str]:
+        """Yield the URL of a new role on a database; it may do nothing yet."""
+        name, password = f'test "{uuid4().hex}', uuid4().hex
+        parts = urlsplit(database_url)
+        admin = urlsplit(self.superuser)._replace(path=parts.path)
+        quoted = name.replace('"', '""')
+        connection = await asyncpg.connect(urlunsplit(admin))
+        try:
+            await connection.execute(
+                f"CREATE ROLE \"{quoted}\" LOGIN PASSWORD '{password}'"
+            )
+            host = parts.netloc.rpartition("@")[2]
+            user = f"{quote(name)}:{password}"
+            yield urlunsplit(parts._replace(netloc=f"{user}@{host}"))
+        finally:
+            await connection.execute(f'DROP OWNED BY "{quoted}"')
+            await connection.execute(f'DROP ROLE "{quoted}"')
+            await connection.close()
+
 
 @asynccontextmanager
 async def databases(directory: Path) -> AsyncIterator[Databases]:
@@ -45,7 +66,17 @@ async def databases(directory: Path) -> AsyncIterator[Databases]:
     async with _postgres(directory) as url, _database(url) as template_url:
         async with connected(template_url) as connection:
             await postgres_schema.migrate(connection)
-        yield Databases(url, urlsplit(template_url).path[1:])
+        template = urlsplit(template_url).path[1:]
+        yield Databases(url, template, _superuser(url, directory))
+
+
+def _superuser(url: str, directory: Path) -> str:
+    """Return the URL of who may create roles; a given server's role must do."""
+    password = directory / "superuser.password"
+    if not password.exists():
+        return url
+    user = f"postgres:{password.read_text()}"
+    return urlunsplit(urlsplit(url)._replace(netloc=f"{user}@", path="/postgres"))
 
 
 @asynccontextmanager

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 LLAMA = "registry.ollama.ai/library/llama3.1:latest"
 KEY = Key(
+    digest=bytes(32),
     id="k",
     name="n",
     owner="o",

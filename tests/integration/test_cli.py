@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import os
 import re
+import sys
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +23,11 @@ if TYPE_CHECKING:
     Run = Callable[..., Awaitable[Ended]]
 
 LLAMA = "registry.ollama.ai/library/llama3.1:latest"
+MANY_KEYS = """
+INSERT INTO keys (id, name, models, scopes, created_at)
+SELECT gen_random_uuid(), 'key ' || n, '{*}', '{read}', now() + n * interval '1 s'
+  FROM generate_series(1, $1::int) n
+"""
 
 
 @pytest.fixture
@@ -27,7 +36,9 @@ def run(tmp_path: Path, database_url: str) -> Run:
         "AUTHZ_DATABASE_URL": database_url,
         "AUTHZ_METRICS_LISTEN": "127.0.0.1:0",
     }
-    return lambda *words, **more: authz(*words, cwd=tmp_path, env={**env, **more})
+    return lambda *words, given=None, **more: authz(
+        *words, cwd=tmp_path, env={**env, **more}, given=given
+    )
 
 
 async def test_a_created_key_is_printed_once_and_stored_as_a_digest(
@@ -54,6 +65,38 @@ async def test_people_get_a_table_and_the_key(run: Run) -> None:
     assert re.search(r"^nz_[0-9A-Za-z]{49}$", created.out, re.MULTILINE)
     listed = await run("keys", "list")
     assert re.search(r"^ID +NAME .*\n[0-9a-f-]{36} +ci ", listed.out)
+
+
+async def test_a_long_list_is_whole_and_in_order(run: Run, database_url: str) -> None:
+    async with connected(database_url) as connection:
+        await connection.execute(MANY_KEYS, 1_700)
+    listed = json.loads((await run("keys", "list", "--json")).out)
+    assert [key["name"] for key in listed] == [f"key {n}" for n in range(1, 1_701)]
+    heading, *rows = (await run("keys", "list")).out.splitlines()
+    assert heading.startswith("ID ")
+    assert [re.split(" {2,}", row)[1] for row in rows] == [k["name"] for k in listed]
+
+
+async def test_no_keys_are_an_empty_list(run: Run) -> None:
+    assert json.loads((await run("keys", "list", "--json")).out) == []
+    assert re.fullmatch(r"ID  NAME  .*MODELS\n", (await run("keys", "list")).out)
+
+
+async def test_a_reader_that_stops_reading_a_list_ends_it_quietly(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with connected(database_url) as connection:
+        await connection.execute(MANY_KEYS, 5_000)
+    process = await asyncio.create_subprocess_exec(
+        *("/bin/sh", "-c", f"{sys.executable} -m authz keys list | head -n 1"),
+        cwd=tmp_path,
+        env={**os.environ, "AUTHZ_DATABASE_URL": database_url},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert out.startswith(b"ID ")
+    assert err == b""
 
 
 async def test_a_revoked_key_is_listed_as_such(run: Run) -> None:
@@ -97,6 +140,40 @@ async def test_an_update_changes_what_is_given(run: Run) -> None:
     assert_one_line(refused, status=1)
 
 
+async def test_a_key_is_disabled_and_enabled(run: Run) -> None:
+    await run("keys", "create", "--name", "ci", "--models", "*")
+    for command, state in (("disable", "disabled"), ("enable", "active")):
+        ended = await run("keys", command, "ci", "--json")
+        assert json.loads(ended.out)["state"] == state
+
+
+async def test_a_rotation_prints_the_new_key_once_and_ends_the_old_one(
+    run: Run,
+) -> None:
+    options = ("--name", "ci", "--models", "*", "--owner", "a", "--json")
+    created = json.loads((await run("keys", "create", *options)).out)
+    rotated = json.loads((await run("keys", "rotate", "ci", "--json")).out)
+    assert rotated["key"].startswith(rotated["prefix"])
+    fresh = {name: rotated[name] for name in ("key", "prefix")}
+    assert rotated == created | fresh
+    assert rotated["key"] != created["key"]
+    shown = await run("keys", "show", "ci", "--json")
+    newest, oldest = json.loads(shown.out)["secrets"]
+    assert (newest["prefix"], newest["expires_at"]) == (rotated["prefix"], None)
+    assert oldest["prefix"] == created["prefix"]
+    left = datetime.fromisoformat(oldest["expires_at"]) - datetime.now(UTC)
+    assert timedelta(hours=23) < left < timedelta(hours=24)
+    people = await run("keys", "rotate", "ci", "--grace", "0")
+    assert re.search(r"^nz_[0-9A-Za-z]{49}$", people.out, re.MULTILINE)
+
+
+async def test_an_expiry_is_updated_and_taken_away(run: Run) -> None:
+    await run("keys", "create", "--name", "ci", "--models", "*", "--expires", "1d")
+    for given, expected in (("2999-01-31", "2999-01-31T00:00:00Z"), ("never", None)):
+        ended = await run("keys", "update", "ci", "--expires", given, "--json")
+        assert json.loads(ended.out)["expires_at"] == expected
+
+
 async def test_an_expiry_is_a_duration_or_a_date(run: Run) -> None:
     options = ("keys", "create", "--json", "--models", "*")
     date = await run(*options, "--name", "a", "--expires", "2999-01-31")
@@ -112,6 +189,21 @@ async def test_a_longest_lifetime_makes_an_expiry_mandatory(run: Run) -> None:
         refused = await run(*options, *more, **longest)
         assert (refused.status, refused.out) == (1, "")
     assert (await run(*options, "--expires", "30d", **longest)).status == 0
+    for given in ("31d", "never"):
+        beyond = await run("keys", "update", "a", "--expires", given, **longest)
+        assert_one_line(beyond, status=1)
+    assert (await run("keys", "rotate", "a", **longest)).status == 0
+
+
+async def test_a_longest_lifetime_also_holds_for_keys_from_before(run: Run) -> None:
+    await run("keys", "create", "--name", "a", "--models", "*")
+    longest = {"AUTHZ_KEY_MAX_LIFETIME": "30d"}
+    refused = await run("keys", "rotate", "a", **longest)
+    assert_one_line(refused, status=1)
+    assert "update --expires" in refused.err
+    updated = await run("keys", "update", "a", "--expires", "30d", **longest)
+    assert updated.status == 0
+    assert (await run("keys", "rotate", "a", **longest)).status == 0
 
 
 @pytest.mark.parametrize(
@@ -130,6 +222,10 @@ async def test_a_longest_lifetime_makes_an_expiry_mandatory(run: Run) -> None:
         ("create", "--name", "a", "--models", "*", "--parameters", "lax"),
         ("create", "--name", "a", "--models", "*", "--parameters", "strict,num_ctx=x"),
         ("update", "a"),
+        ("update", "a", "--expires", "soon"),
+        ("rotate", "a", "--grace", "-1h"),
+        ("rotate", "a", "--grace", "367d"),
+        ("disable",),
         ("update", "a", "--models", "m:cloud"),
         ("update", "--owner", "b"),
         ("show",),
@@ -147,8 +243,12 @@ async def test_what_cannot_be_done_is_one_line_and_status_1(run: Run) -> None:
     taken = await run("keys", "create", "--name", "a", "--models", "*")
     assert_one_line(taken, status=1)
     assert_one_line(await run("keys", "show", "nobody"), status=1)
-    assert_one_line(await run("keys", "revoke", "nobody"), status=1)
     assert_one_line(await run("keys", "update", "nobody", "--owner", "b"), status=1)
+    for command in ("revoke", "rotate", "disable", "enable"):
+        assert_one_line(await run("keys", command, "nobody"), status=1)
+    await run("keys", "revoke", "a")
+    for command in ("rotate", "disable", "enable"):
+        assert_one_line(await run("keys", command, "a"), status=1)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +261,7 @@ async def test_what_cannot_be_done_is_one_line_and_status_1(run: Run) -> None:
         ("AUTHZ_CACHE_TTL_S", "-1"),
         ("AUTHZ_KEY_MAX_LIFETIME", "a month"),
         ("AUTHZ_LOG_LEVEL", "loud"),
+        ("AUTHZ_ACTOR", "a\nb"),
     ],
 )
 @pytest.mark.parametrize("command", [("serve",), ("keys", "list"), ("migrate",)])

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from authz.adapters.body_process import body_process
 from authz.authorizer import Authorizer
+from authz.core.credential import Peppers
 from authz.core.decide import read_asked
 from authz.core.endpoints import ENDPOINTS
 from authz.core.model import Allow, Asked, Deny, Request
@@ -279,8 +280,10 @@ async def authorizer_with_key(reader: BodyProcess) -> tuple[Authorizer, str]:
     keys, clock, hour = MemoryKeys(), FakeClock(), timedelta(hours=1)
     await keys.create(new)
     metrics = Metrics(CollectorRegistry())
-    lookup = Lookup(keys, None, Freshness(hour, hour, 10), clock, metrics)
-    return Authorizer(lookup, clock, reader), key
+    lookup = Lookup(
+        keys, None, Freshness(hour, hour, size=10, misses_per_s=10), clock, metrics
+    )
+    return Authorizer(lookup, Peppers(), clock, reader), key
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KEY = Key(
+    digest=bytes(32),
     id="6ba7b810-9dad-11d1-80b4-00c04fd430c8",
     name="n",
     owner="o",
@@ -36,6 +37,10 @@ KEY = Key(
 )
 VERIFIED = Verified(KEY, datetime(2026, 1, 1, 12, 30, 0, 123456, tzinfo=UTC))
 LIFETIME = timedelta(minutes=5)
+
+
+def of(digest: bytes, key: Key = KEY) -> Verified:
+    return replace(VERIFIED, key=replace(key, digest=digest))
 
 
 @pytest.fixture
@@ -60,30 +65,30 @@ def digest() -> bytes:
 async def test_what_is_put_is_got(
     cache: RedisKeyCache, digest: bytes, key: Key
 ) -> None:
-    verified = replace(VERIFIED, key=key)
-    await cache.put(digest, verified)
-    assert await cache.get(digest) == verified
+    verified = of(digest, key)
+    await cache.put(verified)
+    assert await cache.get([digest]) == verified
 
 
 async def test_what_is_dropped_is_gone(cache: RedisKeyCache, digest: bytes) -> None:
-    await cache.put(digest, VERIFIED)
-    await cache.drop(digest)
-    assert await cache.get(digest) is None
+    await cache.put(of(digest))
+    await cache.drop([digest])
+    assert await cache.get([digest]) is None
 
 
 async def test_an_older_version_never_replaces_a_newer_one(
     cache: RedisKeyCache, digest: bytes
 ) -> None:
-    await cache.put(digest, VERIFIED)
-    old = replace(VERIFIED, key=replace(KEY, version=4, owner="old"))
-    await cache.put(digest, old)
-    assert await cache.get(digest) == VERIFIED
+    await cache.put(of(digest))
+    old = of(digest, replace(KEY, version=4, owner="old"))
+    await cache.put(old)
+    assert await cache.get([digest]) == of(digest)
 
 
 async def test_an_entry_ends_by_itself(
     cache: RedisKeyCache, redis: Redis, digest: bytes
 ) -> None:
-    await cache.put(digest, VERIFIED)
+    await cache.put(of(digest))
     left_ms = await redis.pttl(entry_of(digest))
     assert 0 < left_ms <= LIFETIME.total_seconds() * 1000
 
@@ -91,34 +96,33 @@ async def test_an_entry_ends_by_itself(
 async def test_a_record_made_with_another_secret_is_not_there(
     cache: RedisKeyCache, redis: Redis, digest: bytes
 ) -> None:
-    await RedisKeyCache(redis, b"forged", LIFETIME).put(digest, VERIFIED)
-    assert await cache.get(digest) is None
+    await RedisKeyCache(redis, b"forged", LIFETIME).put(of(digest))
+    assert await cache.get([digest]) is None
 
 
 async def test_a_record_moved_to_another_digest_is_not_there(
     cache: RedisKeyCache, redis: Redis, digest: bytes
 ) -> None:
     other = secrets.token_bytes(32)
-    await cache.put(digest, VERIFIED)
-    record = await redis.hget(entry_of(digest), "record")
-    await redis.hset(entry_of(other), "record", record)
-    assert await cache.get(other) is None
+    await cache.put(of(digest))
+    await redis.copy(entry_of(digest), entry_of(other))
+    assert await cache.get([other]) is None
 
 
 @pytest.mark.parametrize("record", [b"", b"{}", b"x" * 40, bytes(32) + b"{}"])
 async def test_junk_is_not_there(
     cache: RedisKeyCache, redis: Redis, digest: bytes, record: bytes
 ) -> None:
-    await redis.hset(entry_of(digest), "record", record)
-    assert await cache.get(digest) is None
+    await redis.set(entry_of(digest), b"0" * 20 + record)
+    assert await cache.get([digest]) is None
 
 
 async def test_an_entry_of_another_kind_is_unavailable_not_a_crash(
     cache: RedisKeyCache, redis: Redis, digest: bytes
 ) -> None:
-    await redis.set(entry_of(digest), "text")
+    await redis.hset(entry_of(digest), "record", "text")
     with pytest.raises(CacheUnavailable):
-        await cache.get(digest)
+        await cache.get([digest])
 
 
 async def test_a_redis_that_is_not_there_is_unavailable(
@@ -127,7 +131,7 @@ async def test_a_redis_that_is_not_there_is_unavailable(
     async with Redis.from_url(f"unix://{tmp_path}/none.sock") as nobody:
         cache = RedisKeyCache(nobody, b"secret", LIFETIME)
         with pytest.raises(CacheUnavailable):
-            await cache.get(digest)
+            await cache.get([digest])
 
 
 async def test_a_redis_that_hangs_is_unavailable_within_its_time(
@@ -142,9 +146,9 @@ async def test_a_redis_that_hangs_is_unavailable_within_its_time(
     async with await asyncio.start_unix_server(hang, socket):
         async with Redis.from_url(f"unix://{socket}") as hung:
             with pytest.raises(CacheUnavailable):
-                await RedisKeyCache(hung, b"secret", LIFETIME).get(digest)
+                await RedisKeyCache(hung, b"secret", LIFETIME).get([digest])
         released.set()
 
 
 def entry_of(digest: bytes) -> str:
-    return f"authz:key:2:{digest.hex()}"
+    return f"authz:key:3:{digest.hex()}"

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from authz.authorizer import Authorizer
-from authz.core.credential import mint
+from authz.core.credential import Peppers, mint
 from authz.core.model import Allow, Asked, Deny, Reason, Request
 from authz.errors import BackendError, StoreUnavailable
 from authz.issuing import issue
@@ -41,18 +41,18 @@ class House:
         self.store, self.clock = MemoryKeys(), FakeClock()
         hour = timedelta(hours=1)
         metrics = Metrics(CollectorRegistry())
-        fresh = Freshness(hour, hour, 10)
+        fresh = Freshness(hour, hour, size=10, misses_per_s=10)
         lookup = Lookup(self.store, None, fresh, self.clock, metrics)
         self.elsewhere = ElsewhereReader()
-        self.authorizer = Authorizer(lookup, self.clock, self.elsewhere)
+        self.authorizer = Authorizer(lookup, Peppers(), self.clock, self.elsewhere)
 
     async def request(
-        self, path: str = "/api/chat", body: bytes = BODY, **more: bool
+        self, path: str = "/api/chat", body: bytes = BODY, *, headers_only: bool = False
     ) -> Request:
         name = f"key {len(self.store.records)}"
         new, key = issue(name, models=["*"], scopes=["inference"], expires_at=None)
         await self.store.create(new)
-        return Request("POST", path, {"x-api-key": key}, body, **more)
+        return Request("POST", path, {"x-api-key": key}, body, headers_only)
 
 
 async def test_a_good_request_is_allowed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import zlib
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from authz.core.credential import (
     ALPHABET,
     Credential,
+    Peppers,
     digest,
     mint,
     read_credential,
@@ -20,6 +22,11 @@ from authz.core.model import Deny, Reason
 
 KEY = mint(bytes(range(32)))
 OTHER_KEY = mint(bytes(32))
+PEPPER, OLDER = b"p" * 32, b"o" * 32
+
+
+def read(headers: dict[str, str]) -> Credential | Deny:
+    return read_credential(headers, Peppers())
 
 
 @given(st.binary(min_size=32, max_size=32))
@@ -44,7 +51,39 @@ def test_a_known_key_never_changes() -> None:
 
 
 def test_a_key_is_stored_as_its_sha256() -> None:
-    assert digest(KEY) == hashlib.sha256(KEY.encode()).digest()
+    plain = hashlib.sha256(KEY.encode()).digest()
+    assert digest(KEY) == Peppers().digest(KEY) == plain
+    assert Peppers().digests(KEY) == (plain,)
+    assert Peppers().current_id is None
+
+
+def test_with_a_pepper_a_key_is_stored_as_its_hmac() -> None:
+    peppers = Peppers(PEPPER)
+    assert peppers.digest(KEY) == hmac.digest(PEPPER, KEY.encode(), "sha256")
+    assert peppers.digests(KEY) == (peppers.digest(KEY), digest(KEY))
+
+
+def test_a_key_is_found_under_every_pepper_that_it_may_be_stored_under() -> None:
+    peppers = Peppers(PEPPER, [OLDER, PEPPER])
+    olds = (Peppers(OLDER).digest(KEY), digest(KEY))
+    assert peppers.digests(KEY) == (Peppers(PEPPER).digest(KEY), *olds)
+    assert peppers.ids == {peppers.current_id, Peppers(OLDER).current_id}
+
+
+def test_a_pepper_that_is_taken_out_of_use_still_finds_its_keys() -> None:
+    peppers = Peppers(None, [OLDER])
+    assert peppers.current_id is None
+    assert peppers.digest(KEY) == digest(KEY)
+    assert peppers.digests(KEY) == (digest(KEY), Peppers(OLDER).digest(KEY))
+
+
+def test_the_id_of_a_pepper_tells_it_from_others_and_nothing_more() -> None:
+    peppers = Peppers(PEPPER)
+    assert peppers.current_id == Peppers(PEPPER).current_id
+    assert peppers.current_id != Peppers(OLDER).current_id
+    shown = repr(peppers) + str(peppers) + str(peppers.current_id)
+    assert PEPPER.decode() not in shown
+    assert PEPPER.hex() not in shown
 
 
 @pytest.mark.parametrize(
@@ -59,12 +98,12 @@ def test_a_key_is_stored_as_its_sha256() -> None:
     ],
 )
 def test_a_key_is_found_where_clients_put_it(headers: dict[str, str]) -> None:
-    assert read_credential(headers) == Credential(digest(KEY))
+    assert read(headers) == Credential((digest(KEY),))
 
 
 @pytest.mark.parametrize("headers", [{}, {"x-api-key": ""}, {"cookie": KEY}])
 def test_no_credential_is_denied_as_missing(headers: dict[str, str]) -> None:
-    assert read_credential(headers) == Deny(Reason.CREDENTIAL_MISSING)
+    assert read(headers) == Deny(Reason.CREDENTIAL_MISSING)
 
 
 @pytest.mark.parametrize(
@@ -92,14 +131,14 @@ def test_no_credential_is_denied_as_missing(headers: dict[str, str]) -> None:
     ],
 )
 def test_anything_else_is_malformed(headers: dict[str, str]) -> None:
-    assert read_credential(headers) == Deny(Reason.CREDENTIAL_MALFORMED)
+    assert read(headers) == Deny(Reason.CREDENTIAL_MALFORMED)
 
 
 @given(st.text(max_size=80))
 def test_no_text_makes_the_reader_raise(text: str) -> None:
     headers = {"authorization": text, "x-api-key": text}
-    assert isinstance(read_credential(headers), Deny)
+    assert isinstance(read(headers), Deny)
 
 
 def test_nothing_that_is_kept_of_a_key_can_print_it() -> None:
-    assert KEY not in repr(read_credential({"x-api-key": KEY}))
+    assert KEY not in repr(read({"x-api-key": KEY}))

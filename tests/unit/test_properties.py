@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from authz.core.allowlist import Allowlist, canonical_pattern
 from authz.core.body import decode_strictly, read_body
-from authz.core.credential import Credential, read_credential
+from authz.core.credential import Credential, Peppers, read_credential
 from authz.core.decide import read_asked
 from authz.core.endpoints import ENDPOINTS, Endpoint, find_endpoint
 from authz.core.model import Asked, Deny, Reason, Request
@@ -245,7 +245,7 @@ def test_no_request_makes_the_core_raise(request: Request) -> None:
     endpoint = find_endpoint(request.method, request.path)
     if isinstance(endpoint, Endpoint):
         assert isinstance(read_asked(endpoint, request), Asked | Deny)
-    assert isinstance(read_credential(request.headers), Credential | Deny)
+    assert isinstance(read_credential(request.headers, Peppers()), Credential | Deny)
 
 
 MIB = 2**20

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from envoy_data_plane.envoy.config.core.v3 import Address, SocketAddress
 from envoy_data_plane.envoy.service.auth import v3 as envoy
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
@@ -24,6 +25,7 @@ from authz.pb import external_auth_pb2 as pb
 
 ROOT = Path(__file__).parents[2]
 KEY = Key(
+    digest=bytes(32),
     id="key-id",
     name="n",
     owner="someone",
@@ -56,6 +58,13 @@ def check_request(phase: str | None = None, body: bytes = b"{\xff}") -> bytes:
         envoy.CheckRequest(
             attributes=envoy.AttributeContext(
                 context_extensions={"phase": phase} if phase else {},
+                source=envoy.AttributeContextPeer(
+                    address=Address(
+                        socket_address=SocketAddress(
+                            address="192.0.2.1", port_value=50_000
+                        )
+                    )
+                ),
                 request=envoy.AttributeContextRequest(
                     http=envoy.AttributeContextHttpRequest(
                         id="7",
@@ -80,6 +89,16 @@ def test_we_read_what_envoy_writes() -> None:
     assert request.headers == {"x-api-key": "k", "content-length": "3"}
     assert request.body == b"{\xff}"
     assert not request.headers_only
+    assert request.source == "192.0.2.1"
+
+
+def test_the_source_is_the_client_that_envoy_finds_behind_trusted_proxies() -> None:
+    http = pb.AttributeContext.HttpRequest(
+        headers={"x-envoy-external-address": "2001:db8::1"}
+    )
+    message = pb.CheckRequest.FromString(check_request())
+    message.attributes.request.http.MergeFrom(http)
+    assert request_of(message.SerializeToString()).source == "2001:db8::1"
 
 
 def test_a_large_body_is_read_where_it_stands() -> None:

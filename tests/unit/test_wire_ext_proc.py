@@ -28,6 +28,7 @@ FROM_UPSTREAM = {"x-envoy-upstream-service-time": "1", "content-length": "62"}
 
 def key(*patterns: str) -> Key:
     return Key(
+        digest=bytes(32),
         id="key-id",
         name="n",
         owner="someone",
