@@ -22,7 +22,7 @@ lint: $(VENV)/dev ## Check style, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/dev ## Measure the gateway against a server that does nothing, and its streams
+bench: $(VENV)/dev ## Measure what the gateway costs, how fast it revokes, and a million keys
 	$(BIN)/python -m benchmarks
 
 fuzz: $(VENV)/dev ## Search for a minute for inputs that break a property

@@ -5,22 +5,23 @@ Subjects take turns within a round, so that noise hits all of them alike.
 
 from __future__ import annotations
 
-import asyncio
-import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from authz.errors import AuthzError, ConfigError
+from benchmarks.command import outcome_of
 from benchmarks.report import (
     Samples,
     StreamSamples,
     document,
     requests_section,
+    revocation_section,
+    scale_section,
     streams_section,
 )
+from benchmarks.revocation import measure_revocation
+from benchmarks.scale import measure_scale
 from benchmarks.streams import measure_streams
 from benchmarks.subjects import Subjects, request_subjects, stream_subjects
 from benchmarks.surroundings import surroundings
@@ -48,32 +49,30 @@ _RESULT = Path(__file__).parent / "results" / "latest.md"
 )
 @click.option(
     "--only",
-    type=click.Choice(["requests", "streams"]),
+    type=click.Choice(["requests", "streams", "revocation", "scale"]),
     help="Measure this alone, and keep no report.",
 )
 def main(rounds: int, seconds: int, only: str | None) -> None:
-    """Measure the gateway against a server that does nothing, and its streams."""
-    # As Ctrl-C does: asyncio then unwinds, and every program started here ends.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        text = asyncio.run(_run(rounds, seconds, only))
-    except AuthzError as error:
-        click.echo(f"benchmarks: {error}", err=True)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
-    click.echo(text, nl=False)
+    """Measure what the gateway costs, how fast it revokes, and a million keys."""
+    text = outcome_of(_run(rounds, seconds, only))
     if only is None:
         _RESULT.parent.mkdir(exist_ok=True)
         _RESULT.write_text(text)
 
 
 async def _run(rounds: int, seconds: int, only: str | None) -> str:
-    measures = {"requests": _requests, "streams": _streams}
-    names = [only] if only else list(measures)
     sections = []
     version = ""
-    for name in names:
-        version, section = await measures[name](rounds, seconds)
+    if only in {None, "requests"}:
+        version, section = await _requests(rounds, seconds)
         sections.append(section)
+    if only in {None, "streams"}:
+        version, section = await _streams(rounds, seconds)
+        sections.append(section)
+    if only in {None, "revocation"}:
+        sections.append(revocation_section(await measure_revocation()))
+    if only in {None, "scale"}:
+        sections.append(scale_section(await measure_scale()))
     return document(surroundings(version), sections)
 
 

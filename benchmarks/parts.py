@@ -17,7 +17,7 @@ import yaml
 
 from authz.adapters import postgres_schema
 from authz.adapters.postgres import connected
-from authz.adapters.postgres_keys import PostgresKeyWriter
+from authz.adapters.postgres_key_writer import PostgresKeyWriter
 from authz.core.model import Scope
 from authz.issuing import issue
 from authz.local.data_dir import write_private

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import median
+from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
 from benchmarks.streams import CHUNKS, FIRST_CHUNKS, StreamSample
@@ -12,6 +12,8 @@ from benchmarks.wrk import Sample
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from benchmarks.revocation import Revocation
+    from benchmarks.scale import Scale
     from benchmarks.wrk import Load
 
 Samples = dict[str, list[Sample]]
@@ -21,6 +23,9 @@ _REQUESTS_HEADER = (
     "| connections | subject | requests/s | spread | p50 ms | p99 ms "
     "| requests/s of floor | p50 over floor, ms |\n"
     "|---:|---|---:|---:|---:|---:|---:|---:|"
+)
+_REVOCATION_HEADER = (
+    "| from | to | samples | p50 ms | p99 ms | max ms |\n|---|---|---:|---:|---:|---:|"
 )
 _STREAMS_HEADER = (
     f"| subject | CPU µs a chunk | spread | over {NO_SCRIPT}, µs "
@@ -80,6 +85,79 @@ def streams_section(samples: StreamSamples) -> str:
         "warm caches, lower than those of a stream that trickles.",
     )
     return "\n\n".join(paragraphs)
+
+
+def revocation_section(measured: Revocation) -> str:
+    """Return the table of revocations."""
+    cuts = measured.cuts
+    rows = [
+        _times_row("COMMIT of a revocation | last refusal", measured.revoked),
+        _times_row("COMMIT of other models | last refusal", measured.models_changed),
+        _times_row("cut of LISTEN | all listen again", [cut.deaf for cut in cuts]),
+        _times_row(
+            "COMMIT of a revocation meanwhile | last refusal",
+            [seconds for cut in cuts for seconds in cut.refused],
+        ),
+        _times_row(
+            "all listen again | last refusal of all these", [cut.late for cut in cuts]
+        ),
+    ]
+    paragraphs = (
+        "## Revocation",
+        "\n".join([_REVOCATION_HEADER, *rows]),
+        "Three replicas of `authz serve`, each with the key in memory, on one "
+        "PostgreSQL and one Redis; all share the cores named above with the client. "
+        "From the return of the COMMIT each replica is asked for the key again and "
+        "again, every millisecond at most; a time ends with the refusal of the last, "
+        "and has at least one call to each in it.",
+        f"Beside it, {len(measured.load):,} Checks of other keys, evenly in time and "
+        f"all allowed: {_percentiles(measured.load)}. LISTEN is cut by ending the "
+        "server's processes of all three connections at once.",
+    )
+    return "\n\n".join(paragraphs)
+
+
+def scale_section(measured: Scale) -> str:
+    """Return what a million keys cost."""
+    cold, listing = measured.cold, measured.listing
+    rows = (
+        f"| cold look-ups at {measured.cold_per_s} a second, {len(cold):,} keys "
+        f"| {_percentiles(cold)}, max {max(cold) * 1e3:.1f} ms |",
+        f"| memory of a worker that keeps {measured.cached:,} keys "
+        f"| {_mb(measured.full_kb)}, of which {_mb(measured.empty_kb)} without them: "
+        f"{measured.bytes_a_key:,.0f} bytes a key |",
+        f"| asking for all of these once | {measured.filled:.0f} s, "
+        f"{measured.cached / measured.filled:,.0f} a second |",
+        f"| `authz keys list --json`, {measured.keys:,} keys "
+        f"| {listing.seconds:.0f} s for "
+        f"{listing.size / 1e6:.0f} MB, at most {_mb(listing.peak_kb)} of memory |",
+    )
+    paragraphs = (
+        "## Scale",
+        "\n".join(["| what | measured |", "|---|---|", *rows]),
+        f"{measured.keys:,} keys in PostgreSQL, generated within "
+        f"{measured.generated:.0f} s; "
+        "one replica, without Redis. A look-up is cold when its key was never asked "
+        "for; the time is that of the whole Check. Memory is what the kernel says "
+        "is resident.",
+    )
+    return "\n\n".join(paragraphs)
+
+
+def _mb(kilobytes: int) -> str:
+    return f"{kilobytes * 1024 / 1e6:.0f} MB"
+
+
+def _times_row(what: str, seconds: Sequence[float]) -> str:
+    percentiles = quantiles(seconds, n=100, method="inclusive")
+    times = (percentiles[49], percentiles[98], max(seconds))
+    cells = (what, str(len(seconds)), *(f"{time * 1e3:.1f}" for time in times))
+    return f"| {' | '.join(cells)} |"
+
+
+def _percentiles(seconds: Sequence[float]) -> str:
+    found = quantiles(seconds, n=100, method="inclusive")
+    return f"p50 {found[49] * 1e3:.1f} ms, p99 {found[98] * 1e3:.1f} ms"
 
 
 def _request_row(load: Load, name: str, samples: Samples) -> str:

@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 _CPUS = Path("/proc/cpuinfo")
 
 
-def surroundings(envoy_version: str) -> Sequence[str]:
-    """Describe date, machine and versions, one line each."""
+def surroundings(envoy_version: str = "") -> Sequence[str]:
+    """Describe date, machine and versions, one line each; Envoy where it ran."""
+    envoy = f"Envoy {envoy_version}, " if envoy_version else ""
+    load = os.getloadavg()[0]
     return (
         f"Date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        f"Machine: {len(os.sched_getaffinity(0))} cores, {_cpu_model()}",
-        f"Versions: Python {platform.python_version()}, Envoy {envoy_version}, "
+        f"Machine: {len(os.sched_getaffinity(0))} cores, {_cpu_model()}; load average "
+        f"at the end, the benchmark's own included: {load:.1f}",
+        f"Versions: Python {platform.python_version()}, {envoy}"
         f"grpcio {version('grpcio')}, protobuf {version('protobuf')}",
     )
 
