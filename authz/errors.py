@@ -3,7 +3,7 @@
 AuthzError
 ├── ConfigError            bad settings or a missing part; the command exits 2
 ├── Refused                the command cannot do what was asked; it exits 1
-├── SchemaError            the database's schema and this version do not fit
+├── SchemaError            the database's schema and this version do not fit; exits 2
 ├── ChildDied              a process that `authz up` started has ended
 └── BackendError           we could not decide: 503
     ├── StoreUnavailable       PostgreSQL

@@ -13,7 +13,7 @@ from authz.cli.keys import keys
 from authz.cli.migrate import migrate
 from authz.cli.serve import serve
 from authz.cli.up import up
-from authz.errors import AuthzError, ConfigError
+from authz.errors import AuthzError, ConfigError, SchemaError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -37,7 +37,7 @@ def run() -> None:
         _fail(error.format_message(), error.exit_code)
     except click.Abort:
         _fail("interrupted", 130)
-    except ConfigError as error:
+    except (ConfigError, SchemaError) as error:
         _fail(str(error), 2)
     except AuthzError as error:
         _fail(str(error) or type(error).__name__, 1)

@@ -10,6 +10,7 @@ import re
 import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -295,8 +296,30 @@ async def test_the_service_refuses_a_schema_that_it_cannot_read(
     ended = await run(
         "serve", AUTHZ_LISTEN=str(tmp_path), AUTHZ_METRICS_LISTEN="127.0.0.1:0"
     )
-    assert ended.status == 1
+    assert ended.status == 2
     assert "upgrade authz" in ended.err
+
+
+async def test_the_service_does_not_start_with_what_can_never_work(
+    run: Run, database_url: str, tmp_path: Path
+) -> None:
+    short, other = tmp_path / "short", tmp_path / "other"
+    short.write_bytes(b"x" * 31)
+    other.write_bytes(b"y" * 32)
+    peppered = {"AUTHZ_KEY_PEPPER_FILE": str(other)}
+    await run("keys", "create", "--name", "a", "--models", "*", **peppered)
+    wrong = urlsplit(database_url)._replace(path="/nowhere").geturl()
+    for name, setting in (
+        ("AUTHZ_KEY_PEPPER_FILE", {"AUTHZ_KEY_PEPPER_FILE": str(short)}),
+        ("AUTHZ_KEY_PEPPER_FILE", {"AUTHZ_KEY_PEPPER_FILE": str(tmp_path / "none")}),
+        ("AUTHZ_KEY_OLD_PEPPER_FILES", {}),  # the key's pepper is not given
+        ("AUTHZ_DATABASE_URL", {"AUTHZ_DATABASE_URL": wrong}),
+    ):
+        ended = await run("serve", AUTHZ_LISTEN=str(tmp_path), **setting)
+        assert ended.status == 2, ended
+        (line,) = [s for s in ended.err.splitlines() if s.startswith("authz: ")]
+        assert name in line
+        assert "Traceback" not in ended.err
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "x" * 120])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -53,6 +54,22 @@ async def test_a_database_that_hangs_is_unavailable_within_its_time(
         assert time.monotonic() - started < FAR_OFF_S
         line.open.set()
         assert await keys.find([DIGEST]) is None
+
+
+async def test_of_several_hosts_the_one_that_answers_and_may_write_is_used(
+    database_url: str,
+) -> None:
+    parts = urlsplit(database_url)
+    if parts.hostname:
+        user, _, host = parts.netloc.rpartition("@")
+        parts = parts._replace(netloc=f"{user}@127.0.0.1:1,{host}")
+    else:
+        query = parts.query.replace("host=", "host=/nowhere,")
+        parts = parts._replace(query=query)
+    separator = "&" if parts.query else ""
+    query = f"{parts.query}{separator}target_session_attrs=read-write"
+    async with pooled(parts._replace(query=query).geturl()) as pool:
+        assert await PostgresKeys(pool).find([DIGEST]) is None
 
 
 async def test_a_change_is_heard_and_a_line_that_hangs_is_noticed(
