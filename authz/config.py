@@ -6,6 +6,7 @@ import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -24,6 +25,7 @@ _REDIS_SCHEMES = (
     *("redis+sentinel://", "rediss+sentinel://"),
     *("redis+cluster://", "rediss+cluster://"),
 )
+_WRITABLE = (["read-write"], ["primary"])
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -61,6 +63,19 @@ def _url_of(*schemes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _one_database(url: SecretStr) -> SecretStr:
+    """Refuse hosts of which one may be behind: versions would go back."""
+    parts = urlsplit(url.get_secret_value())
+    query = parse_qs(parts.query)
+    several = (
+        "," in parts.netloc.rpartition("@")[2] or "," in query.get("host", [""])[0]
+    )
+    if several and query.get("target_session_attrs") not in _WRITABLE:
+        msg = "several hosts need target_session_attrs=read-write or primary"
+        raise ValueError(msg)
+    return url
+
+
 def _optional_duration(text: str) -> str:
     if text:
         parse_duration(text)
@@ -74,9 +89,11 @@ class Settings(BaseSettings):
         env_prefix="AUTHZ_", frozen=True, extra="ignore", env_ignore_empty=True
     )
 
-    database_url: Annotated[SecretStr, _url_of("postgresql://", "postgres://")] = (
-        SecretStr("")
-    )
+    database_url: Annotated[
+        SecretStr,
+        _url_of("postgresql://", "postgres://"),
+        AfterValidator(_one_database),
+    ] = SecretStr("")
     redis_url: Annotated[SecretStr, _url_of(*_REDIS_SCHEMES)] = SecretStr("")
     cache_secret: SecretStr = SecretStr("")
     listen: Path = Path("/run/authz")

@@ -62,6 +62,9 @@ class Lookup:
         self._now = now
         self._metrics = metrics
         self._memory: dict[bytes, Verified] = {}
+        # Those in memory that were verified since notifications arrive: a clock may
+        # have been set back meanwhile.
+        self._current: set[bytes] = set()
         self._unknown: dict[bytes, datetime] = {}
         self._flights: dict[bytes, asyncio.Task[Key | None]] = {}
         self._listening_since: datetime | None = None
@@ -78,7 +81,9 @@ class Lookup:
             if known is not None:
                 break
         if known is not None:
-            if self._is_fresh(known.at, self._freshness.ttl):
+            if digest in self._current and self._is_fresh(
+                known.at, self._freshness.ttl
+            ):
                 self._metrics.found_in_memory.inc()
                 return known.key
         elif self._is_known_to_nobody(digests):
@@ -95,6 +100,7 @@ class Lookup:
     def changed(self, digest: bytes) -> None:
         """Forget a key, here and in Redis, because its row has changed or is new."""
         self._memory.pop(digest, None)
+        self._current.discard(digest)
         self._unknown.pop(digest, None)
         # A look-up under way may have read the old row: nobody may join it now,
         # and what it finds is not remembered.
@@ -107,6 +113,8 @@ class Lookup:
         """Notifications arrive from now on; what was verified before is not fresh."""
         self._listening_since = self._now()
         self._flights.clear()
+        self._current.clear()
+        self._unknown.clear()
 
     def deaf(self) -> None:
         """Notifications may be lost: nothing is fresh until `listening`."""
@@ -158,8 +166,11 @@ class Lookup:
         digest = verified.key.digest
         self._memory.pop(digest, None)
         if len(self._memory) >= self._freshness.size:
-            del self._memory[next(iter(self._memory))]
+            oldest = next(iter(self._memory))
+            del self._memory[oldest]
+            self._current.discard(oldest)
         self._memory[digest] = verified
+        self._current.add(digest)
         return True
 
     def _remember_unknown(self, digests: Sequence[bytes], at: datetime) -> None:
@@ -167,6 +178,7 @@ class Lookup:
             return
         for digest in digests:
             self._memory.pop(digest, None)
+            self._current.discard(digest)
             self._unknown.pop(digest, None)
             if len(self._unknown) >= _MOST_UNKNOWN:
                 del self._unknown[next(iter(self._unknown))]

@@ -55,7 +55,8 @@ async def _listen(connection: Connection, listener: Listener) -> None:
     ended = asyncio.Event()
     connection.add_termination_listener(lambda _: ended.set())
     with translated_errors():
-        await connection.add_listener(CHANNEL, on_notification)
+        async with asyncio.timeout(HEARTBEAT_TIMEOUT_S):
+            await connection.add_listener(CHANNEL, on_notification)
         listener.listening()
         try:
             while True:

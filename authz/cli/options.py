@@ -12,6 +12,7 @@ import click
 
 from authz.config import parse_duration
 from authz.core.allowlist import canonical_pattern
+from authz.core.credential import holds_key
 from authz.core.model import Scope
 from authz.core.parameters import Parameters, parse_parameters
 from authz.ports import Expiry
@@ -37,6 +38,9 @@ def _if_given(read: _Read[T]) -> _Read[T | None]:
 
 
 def _label(_context: object, option: click.Parameter, text: str) -> str:
+    if holds_key(text):
+        msg = f"--{option.name} must not hold a key: it is kept and shown"
+        raise click.UsageError(msg)
     if text and not _LABEL.fullmatch(text):
         msg = f"--{option.name} takes 1 to 80 of A-Z a-z 0-9 . _ @ / - and space"
         raise click.UsageError(msg)
@@ -60,7 +64,7 @@ def name(context: object, option: click.Parameter, text: str) -> str:
 
 def id_or_name(_context: object, _argument: object, text: str) -> str:
     """Read what names a key; what cannot be one is not asked for."""
-    if not _LABEL.fullmatch(text):
+    if not _LABEL.fullmatch(text) or holds_key(text):
         msg = "ID is the id or the name of a key"
         raise click.UsageError(msg)
     return text

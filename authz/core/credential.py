@@ -63,6 +63,11 @@ class Peppers:
         return tuple([_digest(key, pepper) for pepper in self._peppers])
 
 
+def holds_key(text: str) -> bool:
+    """Tell whether a text that is kept, and shown, has a raw key in it."""
+    return _SHAPE.search(text) is not None
+
+
 def mint(entropy: bytes) -> str:
     """Make a raw key of 32 random bytes."""
     if len(entropy) != ENTROPY_BYTES:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from authz.adapters.postgres import connected
+from authz.core.credential import mint
 from tests.programs import Ended, authz
 
 if TYPE_CHECKING:
@@ -215,6 +216,8 @@ async def test_a_longest_lifetime_also_holds_for_keys_from_before(run: Run) -> N
         ("create", "--name", "a", "--models", "m,"),
         ("create", "--name", "a\n", "--models", "*"),
         ("create", "--name", "", "--models", "*"),
+        ("create", "--name", mint(bytes(32)), "--models", "*"),
+        ("show", mint(bytes(32))),
         ("create", "--name", "x" * 81, "--models", "*"),
         ("create", "--name", "6ba7b810-9dad-11d1-80b4-00c04fd430c8", "--models", "*"),
         ("create", "--name", "a", "--models", "*", "--scopes", "admin"),
@@ -257,6 +260,7 @@ async def test_what_cannot_be_done_is_one_line_and_status_1(run: Run) -> None:
     [
         ("AUTHZ_DATABASE_URL", ""),
         ("AUTHZ_DATABASE_URL", "mysql://user:hunter2@host/db"),
+        ("AUTHZ_DATABASE_URL", "postgresql://user:hunter2@one,two/db"),
         ("AUTHZ_WORKERS", "none"),
         ("AUTHZ_METRICS_LISTEN", "9464"),
         ("AUTHZ_CACHE_TTL_S", "-1"),

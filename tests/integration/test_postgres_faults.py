@@ -72,6 +72,16 @@ async def test_of_several_hosts_the_one_that_answers_and_may_write_is_used(
         assert await PostgresKeys(pool).find([DIGEST]) is None
 
 
+async def test_hosts_of_which_none_may_be_written_to_are_unavailable(
+    database_url: str,
+) -> None:
+    separator = "&" if urlsplit(database_url).query else "?"
+    url = f"{database_url}{separator}target_session_attrs=standby"
+    async with pooled(url) as pool:
+        with pytest.raises(StoreUnavailable):
+            await PostgresKeys(pool).find([DIGEST])
+
+
 async def test_a_change_is_heard_and_a_line_that_hangs_is_noticed(
     database_url: str,
 ) -> None:

@@ -423,3 +423,18 @@ async def test_a_key_that_waits_too_long_for_others_is_undecided() -> None:
     assert [type(task.exception()) for task in done] == [StoreUnavailable]
     replica.store.gate.set()
     await asyncio.wait(asking)
+
+
+async def test_a_clock_set_back_makes_nothing_fresh_that_was_missed() -> None:
+    replica = Replica()
+    digest = await replica.add_key()
+    assert await replica.find(digest) is not None
+    replica.lookup.deaf()
+    await replica.store.revoke("key")
+    replica.clock.forward(-5)
+    replica.lookup.listening()
+    replica.clock.forward(6)
+    replica.cache.entries.clear()
+    key = await replica.find(digest)
+    assert key is not None
+    assert key.revoked
