@@ -308,8 +308,8 @@ async def test_the_service_does_not_start_with_what_can_never_work(
     run: Run, database_url: str, tmp_path: Path
 ) -> None:
     short, other = tmp_path / "short", tmp_path / "other"
-    short.write_bytes(b"x" * 31)
-    other.write_bytes(b"y" * 32)
+    short.write_bytes(b"a pepper that is too short by 1")
+    other.write_bytes(b"a pepper that is just long enough")
     peppered = {"AUTHZ_KEY_PEPPER_FILE": str(other)}
     await run("keys", "create", "--name", "a", "--models", "*", **peppered)
     wrong = urlsplit(database_url)._replace(path="/nowhere").geturl()
