@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -103,6 +104,13 @@ class KeyChanges:
     parameters: Parameters | None = None
     expires: Expiry | None = None
     disabled: bool | None = None
+
+
+def rfc3339(moment: datetime | None) -> str | None:
+    """Write a time for people and programs: in UTC, to the second."""
+    if moment is None:
+        return None
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 class KeyReader(Protocol):

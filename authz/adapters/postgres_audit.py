@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from authz.adapters.postgres import translated_errors
+from authz.ports import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -95,9 +96,9 @@ def state_of(key: KeyRecord, secrets: Sequence[SecretRecord]) -> State:
     """Return what a key is now."""
     return _state(key) | {
         "disabled": key.disabled,
-        "revoked_at": _text(key.revoked_at),
+        "revoked_at": rfc3339(key.revoked_at),
         "secrets": [
-            {"prefix": secret.prefix, "expires_at": _text(secret.expires_at)}
+            {"prefix": secret.prefix, "expires_at": rfc3339(secret.expires_at)}
             for secret in secrets
         ],
     }
@@ -110,9 +111,5 @@ def _state(key: NewKey | KeyRecord) -> dict[str, object]:
         "models": list(key.models),
         "scopes": list(key.scopes),
         "parameters": str(key.parameters),
-        "expires_at": _text(key.expires_at),
+        "expires_at": rfc3339(key.expires_at),
     }
-
-
-def _text(moment: datetime | None) -> str | None:
-    return None if moment is None else f"{moment:%Y-%m-%dT%H:%M:%SZ}"

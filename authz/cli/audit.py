@@ -12,7 +12,8 @@ from authz.adapters.postgres_key_writer import PostgresKeyWriter
 from authz.cli import options
 from authz.cli.environment import async_command, data_dir_option, settings_for
 from authz.cli.store import current_schema
-from authz.cli.tables import print_array, print_table, rfc3339
+from authz.cli.tables import print_array, print_table
+from authz.ports import rfc3339
 
 if TYPE_CHECKING:
     from datetime import datetime

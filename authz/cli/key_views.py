@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from authz.cli.tables import print_array, print_table, rfc3339, table
+from authz.cli.tables import print_array, print_table, table
+from authz.ports import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

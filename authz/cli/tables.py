@@ -1,16 +1,14 @@
-"""How times, tables and arrays are written, page by page, however long they are."""
+"""How tables and arrays are written, page by page, however long they are."""
 
 from __future__ import annotations
 
 import json
-from datetime import UTC
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
-    from datetime import datetime
 
     Row = Sequence[str]
 
@@ -41,13 +39,6 @@ async def print_array(items: AsyncIterator[Mapping[str, object]]) -> None:
         click.echo(before + ",\n".join(map(json.dumps, page)), nl=False)
         before = ",\n"
     click.echo("[]" if before == "[" else "]")
-
-
-def rfc3339(moment: datetime | None) -> str | None:
-    """Write a time in UTC, to the second."""
-    if moment is None:
-        return None
-    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 async def _pages(items: AsyncIterator[T]) -> AsyncIterator[list[T]]:

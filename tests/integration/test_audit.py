@@ -53,6 +53,15 @@ async def create(run: Run, name: str) -> str:
     return str(json.loads((await run("keys", "create", *options)).out)["key"])
 
 
+async def test_an_expiry_of_another_time_zone_is_written_down_in_utc(run: Run) -> None:
+    expires = ("--expires", "2999-01-31T01:00+02:00")
+    await run("keys", "create", "--name", "ci", "--models", "*", *expires)
+    await run("keys", "update", "ci", "--owner", "b")
+    created, updated = await events(run)
+    assert created["after"]["expires_at"] == "2999-01-30T23:00:00Z"
+    assert updated["before"]["expires_at"] == "2999-01-30T23:00:00Z"
+
+
 async def test_every_change_is_written_down_without_any_secret(
     run: Run, database_url: str
 ) -> None:
