@@ -12,12 +12,12 @@ from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING
 
-from authz.core.images import Picture, most_pixels
+from authz.core.body import Json
+from authz.core.images import Picture, count_sounds, most_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Json = dict[str, object]
 Amounts = dict[str, float]
 
 # Fields inside of which we look. Go takes their names in any case, and two letters
@@ -32,9 +32,6 @@ _S_OR_K = re.compile("(\u017f|\xc5\xbf)|\u212a|\xe2\x84\xaa")
 
 # Integers beyond are not exact in Go's float64.
 _LARGEST = 2**53
-
-# Of more images the pixels are not known, whatever they are.
-_MOST_LISTENED = 64
 
 _NS = {
     "ns": 1,
@@ -252,7 +249,7 @@ def _images(body: Json, amounts: Amounts) -> None:
         amounts["image_bytes"] = max(image.size for image in images)
         amounts["image_pixels"] = most_pixels(images)
         amounts["text_bytes"] -= sum(image.length for image in images)
-        sounds = sum(image.is_sound for image in images[:_MOST_LISTENED])
+        sounds = count_sounds(images)
         if sounds:
             amounts["sounds"] = sounds
 

@@ -46,6 +46,11 @@ def most_pixels(pictures: Sequence[Picture]) -> float:
     return max(picture.pixels(pieces) for picture in pictures)
 
 
+def count_sounds(pictures: Sequence[Picture]) -> int:
+    """Count the sounds, of as many pictures as are looked at."""
+    return sum(picture.is_sound for picture in pictures[:_MOST_PICTURES])
+
+
 class Picture:
     """A picture as clients send it: base64, or a data URI of that."""
 

@@ -10,13 +10,11 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from authz.core.body import decode_strictly
+from authz.core.body import Json, decode_strictly
 from authz.core.names import canonical
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-Json = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
