@@ -81,9 +81,8 @@ class Lookup:
             if known is not None:
                 break
         if known is not None:
-            if digest in self._current and self._is_fresh(
-                known.at, self._freshness.ttl
-            ):
+            in_time = self._is_fresh(known.at, self._freshness.ttl)
+            if in_time and digest in self._current:
                 self._metrics.found_in_memory.inc()
                 return known.key
         elif self._is_known_to_nobody(digests):

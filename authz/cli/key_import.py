@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from typing import TYPE_CHECKING, BinaryIO
@@ -13,6 +12,7 @@ from authz.cli import options
 from authz.cli.environment import async_command, data_dir_option, settings_for
 from authz.cli.store import key_writer, refuse_beyond
 from authz.config import load_peppers
+from authz.core.body import decode_strictly
 from authz.core.credential import read_credential
 from authz.core.model import Deny
 from authz.errors import Refused
@@ -105,7 +105,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 def _fields(line: bytes) -> Fields:
     try:
-        fields = json.loads(line.decode(), object_pairs_hook=_once)
+        fields = decode_strictly(line)
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
@@ -114,13 +114,6 @@ def _fields(line: bytes) -> Fields:
     if not {*_FIELDS, *_SECRET_FIELDS}.issuperset(fields):
         msg = f"other fields than {', '.join((*_FIELDS, *_SECRET_FIELDS))}"
         raise _WrongLineError(msg)
-    return fields
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise ValueError
     return fields
 
 

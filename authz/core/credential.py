@@ -77,11 +77,6 @@ def mint(entropy: bytes) -> str:
     return start + _checksum(start)
 
 
-def digest(raw_key: str) -> bytes:
-    """Return the 32 bytes under which a key is stored where there is no pepper."""
-    return _digest(raw_key.encode("ascii"), None)
-
-
 def read_credential(headers: Mapping[str, str], peppers: Peppers) -> Credential | Deny:
     """Find the one key that a request presents, without any I/O.
 
