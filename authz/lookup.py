@@ -147,7 +147,7 @@ class Lookup:
         if key is None:
             self._remember_unknown(digests, asked_at)
         elif self._remember(digests, verified := Verified(key, asked_at)):
-            await self._shared.put(verified)
+            self._shared.put(verified)
         return key
 
     def _last_known(self, error: StoreUnavailable, *answers: Verified | None) -> Key:

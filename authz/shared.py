@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _RETRY_S = 1.0
 _AT_ONCE = 500
+_MOST_PUTTING = 100
 
 
 class Shared:
@@ -34,12 +35,13 @@ class Shared:
         # has been asked. Versions come from rows alone, and never go back.
         self._least: dict[bytes, float] = {}
         self._not_before: datetime | None = None
+        self._putting: set[asyncio.Task[None]] = set()
         self._to_drop: dict[bytes, None] = {}
         self._dropping: asyncio.Task[None] | None = None
 
     async def get(self, digests: Sequence[bytes]) -> Verified | None:
         """Return what some replica verified, if it is to be believed."""
-        if self._cache is None:
+        if self._cache is None or self._are_all_changed(digests):
             return None
         try:
             found = await self._cache.get(digests)
@@ -49,16 +51,15 @@ class Shared:
         # It may have changed while we waited, so this is asked last.
         return found if found is not None and self._is_believed(found) else None
 
-    async def put(self, verified: Verified) -> None:
-        """Share what PostgreSQL said of a key."""
+    def put(self, verified: Verified) -> None:
+        """Share what PostgreSQL said of a key, in the background."""
         digest = verified.key.digest
         if digest in self._least:
             self._least[digest] = verified.key.version
-        if self._cache is not None:
-            try:
-                await self._cache.put(verified)
-            except CacheUnavailable:
-                self._metrics.lookups.labels("redis_error").inc()
+        if self._cache is not None and len(self._putting) < _MOST_PUTTING:
+            putting = asyncio.create_task(self._put(self._cache, verified))
+            self._putting.add(putting)
+            putting.add_done_callback(self._putting.discard)
 
     def changed(self, digest: bytes) -> bool:
         """Believe no record of a key until `put`; False if there is no more room.
@@ -85,10 +86,20 @@ class Shared:
         self._least.clear()
         self._not_before = now
 
+    def _are_all_changed(self, digests: Sequence[bytes]) -> bool:
+        """Tell whether no record of them would be believed."""
+        return all(self._least.get(digest) == math.inf for digest in digests)
+
     def _is_believed(self, found: Verified) -> bool:
         if self._not_before is not None and found.at < self._not_before:
             return False
         return found.key.version >= self._least.get(found.key.digest, 0)
+
+    async def _put(self, cache: KeyCache, verified: Verified) -> None:
+        try:
+            await cache.put(verified)
+        except CacheUnavailable:
+            self._metrics.lookups.labels("redis_error").inc()
 
     async def _drop_all(self, cache: KeyCache) -> None:
         while self._to_drop:
