@@ -18,6 +18,7 @@ from authz.log import Format, Level
 _ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9.\-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>\d{1,5})")
 _DURATION = re.compile(r"(?P<number>[1-9]\d{0,5})(?P<unit>[smhd])")
 _LEAST_PEPPER_BYTES, _MOST_PEPPER_BYTES = 32, 4096
+_LEAST_SECRET = 32
 _REDIS_SCHEMES = (
     "redis://",
     "rediss://",
@@ -76,6 +77,14 @@ def _one_database(url: SecretStr) -> SecretStr:
     return url
 
 
+def _not_guessable(secret: SecretStr) -> SecretStr:
+    """Refuse what could be tried out: records of Redis can be tested offline."""
+    if 0 < len(secret) < _LEAST_SECRET:
+        msg = f"a secret has at least {_LEAST_SECRET} characters"
+        raise ValueError(msg)
+    return secret
+
+
 def _optional_duration(text: str) -> str:
     if text:
         parse_duration(text)
@@ -95,7 +104,7 @@ class Settings(BaseSettings):
         AfterValidator(_one_database),
     ] = SecretStr("")
     redis_url: Annotated[SecretStr, _url_of(*_REDIS_SCHEMES)] = SecretStr("")
-    cache_secret: SecretStr = SecretStr("")
+    cache_secret: Annotated[SecretStr, AfterValidator(_not_guessable)] = SecretStr("")
     listen: Path = Path("/run/authz")
     metrics_listen: Annotated[str, AfterValidator(_address)] = "127.0.0.1:9464"
     key_pepper_file: Path | None = None

@@ -6,6 +6,8 @@ So the rule is:
 - What PostgreSQL does not have is charged to the source that asked for it. A source
   that is charged more than its rate is undecided (503) until time has paid, for good
   keys and guesses alike: which of the two it sends cannot be told without asking.
+- A network behind one line may have all of an IPv6 /48, which is 65,536 sources of a
+  /64 each: so a /48 is charged, too, and has the rate of four sources.
 - A key that is found is charged to nobody. So a source of good keys alone has no
   bound, as where all clients come through one proxy.
 - All sources together have four of the pool's connections and 1,000 places to wait
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 _AT_ONCE = 4
 _MOST_WAITING = 1000
 _WAIT_S = 0.5
+_SOURCES_A_SITE = 4
 
 
 class Strangers:
@@ -48,7 +51,8 @@ class Strangers:
         metrics: Metrics,
     ) -> None:
         self._store = store
-        self._misses = Misses(per_s)
+        # RFC 6177: a /64 is one network, and a site has a /48 of them at the most.
+        self._misses = (Misses(per_s), Misses(per_s * _SOURCES_A_SITE, ipv6_prefix=48))
         self._now = now
         self._metrics = metrics
         self._places = asyncio.Semaphore(_AT_ONCE)
@@ -64,7 +68,8 @@ class Strangers:
         finally:
             self._places.release()
         if key is None:
-            self._misses.count(source, self._now().timestamp())
+            for misses in self._misses:
+                misses.count(source, self._now().timestamp())
         return key
 
     async def _take_place(self) -> None:
@@ -80,7 +85,8 @@ class Strangers:
             self._waiting -= 1
 
     def _refuse_excess(self, source: str) -> None:
-        if self._misses.exceeded(source, self._now().timestamp()):
+        now = self._now().timestamp()
+        if any(misses.exceeded(source, now) for misses in self._misses):
             raise self._excess()
 
     def _excess(self) -> StoreUnavailable:

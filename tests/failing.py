@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 from uuid import uuid4
 
 from authz.adapters import postgres_schema
@@ -202,7 +202,9 @@ async def replica(site: Site, logs: Path, **settings: str) -> AsyncIterator[Repl
     async with (
         line_to(site.postgres.url) as (to_postgres, database_url),
         line_to_redis(site.redis.url) as (to_redis, redis_url),
-        own_gateway(Stores(database_url, redis_url, settings), logs) as gateway,
+        own_gateway(
+            Stores(of_two_hosts(database_url), redis_url, settings), logs
+        ) as gateway,
         AsyncExitStack() as run,
     ):
         site.postgres.lines.append(to_postgres)
@@ -210,6 +212,14 @@ async def replica(site: Site, logs: Path, **settings: str) -> AsyncIterator[Repl
         yield Replica(gateway, to_postgres, to_redis, run)
         site.postgres.lines.remove(to_postgres)
         site.redis.lines.remove(to_redis)
+
+
+def of_two_hosts(url: str) -> str:
+    """Name the host of a URL twice, of which one that may be written to will do."""
+    parts = urlsplit(url)
+    query = {name: f"{one},{one}" for name, (one,) in parse_qs(parts.query).items()}
+    query["target_session_attrs"] = "read-write"
+    return parts._replace(query=urlencode(query)).geturl()
 
 
 async def until(condition: Callable[[], Awaitable[bool]], within_s: float) -> float:

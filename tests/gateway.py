@@ -133,7 +133,7 @@ async def running_test_gateway(
         settings = {
             "AUTHZ_DATABASE_URL": stores.database_url,
             "AUTHZ_REDIS_URL": stores.redis_url,
-            "AUTHZ_CACHE_SECRET": "a secret of the tests",
+            "AUTHZ_CACHE_SECRET": "a secret of the tests, long enough for it",
             "AUTHZ_LISTEN": str(run),
             **stores.settings,
         }

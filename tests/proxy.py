@@ -28,6 +28,8 @@ class Line:
     delay_s: float = 0
     is_cut: bool = False
     lets_listen: bool = True
+    lost: bytes = b""  # a statement that ends the connection instead of arriving
+    last: bytes = b""  # a statement that arrives, and then the connection ends
     stranded: list[asyncio.Event] = field(default_factory=list)
     ends: list[asyncio.StreamWriter] = field(default_factory=list)
 
@@ -59,6 +61,7 @@ class Line:
     def mend(self) -> None:
         """Be a good line again."""
         self.is_cut, self.lets_listen = False, True
+        self.lost = self.last = b""
         self.open.set()
         self.fast.set()
 
@@ -106,10 +109,14 @@ class Line:
             while data := await reader.read(65536):
                 if _LISTEN in data and not self.lets_listen:
                     break
+                if self.lost and self.lost in data:
+                    break
                 await is_open.wait()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self.fast.wait(), self.delay_s)
                 writer.write(data)
+                if self.last and self.last in data:
+                    self.close()
                 await writer.drain()
         writer.close()
 

@@ -11,6 +11,7 @@ import asyncpg
 from authz.adapters import postgres_audit
 from authz.adapters.postgres import translated_errors
 from authz.adapters.postgres_audit import Change
+from authz.adapters.postgres_transaction import changing
 from authz.core.parameters import parse_parameters
 from authz.errors import Refused
 from authz.ports import KeyRecord, SecretRecord
@@ -93,12 +94,15 @@ class PostgresKeyWriter:
 
     async def create(self, new: NewKey) -> KeyRecord:
         """Store a key with its first secret."""
-        await self._add([new], "create", f"the name {new.name!r} is taken")
-        return await self.show(str(new.id))
+        async with changing(self._connection, new.name):
+            await self._add([new], "create", f"the name {new.name!r} is taken")
+            return await self.show(str(new.id))
 
     async def create_all(self, keys: Sequence[NewKey]) -> None:
         """Store all of these keys or none."""
-        await self._add(keys, "import", "one of the keys is there already")
+        if keys:
+            async with changing(self._connection, keys[0].name):
+                await self._add(keys, "import", "one of the keys is there already")
 
     async def first_taken(self, keys: Sequence[NewKey]) -> int | None:
         """Return the index of the first whose name or secret is there already."""
@@ -152,7 +156,7 @@ class PostgresKeyWriter:
                 *(key.id, changes.owner, changes.models, changes.scopes, parameters),
                 *(changes.disabled, changes.expires is not None, expires_at),
             )
-        return await self.show(str(key.id))
+            return await self.show(str(key.id))
 
     async def rotate(
         self, id_or_name: str, secret: NewSecret, grace: timedelta
@@ -169,28 +173,27 @@ class PostgresKeyWriter:
                 raise Refused(msg)
             await self._connection.execute(_END, key.id, grace)
             await self._connection.execute(_ADD_DIGEST, key.id, *_columns(secret))
-        return await self.show(str(key.id))
+            return await self.show(str(key.id))
 
     async def revoke(self, id_or_name: str) -> KeyRecord:
         """End a key for good; ending it again changes nothing."""
         async with self._change(id_or_name, "revoke") as key:
             if key.revoked_at is None:
                 await self._connection.execute(_REVOKE, key.id)
-        return await self.show(str(key.id))
+            return await self.show(str(key.id))
 
     @asynccontextmanager
     async def _change(self, id_or_name: str, action: str) -> AsyncIterator[KeyRecord]:
         """Change one key that nobody else changes meanwhile, and write it down."""
-        with translated_errors():
-            async with self._connection.transaction():
-                key = await self.show(id_or_name)
-                await self._connection.execute(_LOCK, key.id)
-                before = await self._state(key.id)
-                yield await self.show(str(key.id))
-                after = await self._state(key.id)
-                if after != before:
-                    change = Change(action, key.id, before, after)
-                    await postgres_audit.note(self._connection, self._actor, [change])
+        async with changing(self._connection, id_or_name):
+            key = await self.show(id_or_name)
+            await self._connection.execute(_LOCK, key.id)
+            before = await self._state(key.id)
+            yield await self.show(str(key.id))
+            after = await self._state(key.id)
+            if after != before:
+                change = Change(action, key.id, before, after)
+                await postgres_audit.note(self._connection, self._actor, [change])
 
     async def _state(self, key_id: UUID) -> postgres_audit.State:
         key, secrets = await self.show(str(key_id)), await self.secrets(key_id)
@@ -203,14 +206,12 @@ class PostgresKeyWriter:
             Change(action, key.id, None, postgres_audit.state_of_new(key))
             for key in keys
         ]
-        with translated_errors():
-            try:
-                async with self._connection.transaction():
-                    await self._connection.executemany(_ADD_KEY, rows)
-                    await self._connection.executemany(_ADD_DIGEST, secrets)
-                    await postgres_audit.note(self._connection, self._actor, changes)
-            except asyncpg.UniqueViolationError:
-                raise Refused(taken) from None
+        try:
+            await self._connection.executemany(_ADD_KEY, rows)
+            await self._connection.executemany(_ADD_DIGEST, secrets)
+        except asyncpg.UniqueViolationError:
+            raise Refused(taken) from None
+        await postgres_audit.note(self._connection, self._actor, changes)
 
     async def _rows(self, id_or_name: str) -> Sequence[asyncpg.Record]:
         try:

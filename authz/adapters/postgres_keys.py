@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from authz.adapters.postgres import translated_errors
 from authz.core.allowlist import compiled
+from authz.core.limits import parse_limits
 from authz.core.model import Key, Scope
 from authz.core.parameters import parse_parameters
 from authz.errors import ConfigError
@@ -24,7 +25,7 @@ FIND_TIMEOUT_S = 0.5
 # least() ignores nulls: the earlier of the two that are set.
 _FIND = """
 SELECT s.digest, k.id, k.name, k.owner, k.models, k.scopes, k.parameters,
-       k.disabled, k.version, k.revoked_at IS NOT NULL AS revoked,
+       k.limits, k.disabled, k.version, k.revoked_at IS NOT NULL AS revoked,
        least(k.expires_at, s.expires_at) AS expires_at
   FROM secrets s JOIN keys k ON k.id = s.key_id
  WHERE s.digest = ANY($1)
@@ -32,11 +33,21 @@ SELECT s.digest, k.id, k.name, k.owner, k.models, k.scopes, k.parameters,
  LIMIT 1
 """
 
-# The keys that still could be used; the others may go unfound.
+# From one pepper to the next by the index, as there are few of them among many
+# secrets. Only keys that still could be used count; the others may go unfound.
 _OTHER_PEPPER = """
-SELECT s.pepper_id FROM secrets s JOIN keys k ON k.id = s.key_id
- WHERE s.pepper_id <> ALL($1) AND k.revoked_at IS NULL
-   AND (s.expires_at IS NULL OR s.expires_at > now()) LIMIT 1
+WITH RECURSIVE stored (pepper_id) AS (
+    SELECT min(pepper_id) FROM secrets
+     UNION ALL
+    SELECT (SELECT min(s.pepper_id) FROM secrets s WHERE s.pepper_id > stored.pepper_id)
+      FROM stored WHERE stored.pepper_id IS NOT NULL
+)
+SELECT stored.pepper_id FROM stored
+ WHERE stored.pepper_id <> ALL($1)
+   AND EXISTS (SELECT FROM secrets s JOIN keys k ON k.id = s.key_id
+                WHERE s.pepper_id = stored.pepper_id AND k.revoked_at IS NULL
+                  AND (s.expires_at IS NULL OR s.expires_at > now()))
+ LIMIT 1
 """
 
 
@@ -92,4 +103,5 @@ def _key(row: asyncpg.Record) -> Key:
         disabled=row["disabled"],
         revoked=row["revoked"],
         version=row["version"],
+        limits=parse_limits(row["limits"]),
     )

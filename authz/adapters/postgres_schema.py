@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -17,10 +18,10 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from authz.adapters.postgres import translated_errors
-from authz.errors import SchemaError
+from authz.errors import Refused, SchemaError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from authz.adapters.postgres import Connection
 
@@ -29,6 +30,10 @@ _OLDEST_READER = re.compile(r"^-- oldest-reader: (\d+)$", re.MULTILINE)
 
 # Any number, as long as every runner takes the same: CRC-32 of "authz migrate".
 _LOCK = "SELECT pg_advisory_xact_lock(1625867674)"
+_WAIT_FOR_RUNNER = "SET LOCAL lock_timeout = '60s'"
+# Who waits for a table keeps everybody behind him from it, look-ups too. A second
+# longer than autovacuum takes to give way (deadlock_timeout).
+_WAIT_FOR_TABLES = "SET LOCAL lock_timeout = '2s'"
 _CREATE_TABLE = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
     version       integer     PRIMARY KEY,
@@ -69,7 +74,10 @@ def shipped() -> Sequence[Migration]:
 
 
 async def migrate(connection: Connection) -> Sequence[int]:
-    """Apply what is missing; return the versions applied. Raises SchemaError."""
+    """Apply what is missing; return the versions applied.
+
+    Raises SchemaError, and Refused where others keep the tables to themselves.
+    """
     return [m.version for m in shipped() if await _apply(connection, m)]
 
 
@@ -95,9 +103,11 @@ async def check_schema(connection: Connection) -> None:
 
 
 async def _apply(connection: Connection, migration: Migration) -> bool:
-    with translated_errors():
+    with translated_errors(), _locks_refused(migration.version):
         async with connection.transaction():
+            await connection.execute(_WAIT_FOR_RUNNER)
             await connection.execute(_LOCK)
+            await connection.execute(_WAIT_FOR_TABLES)
             await connection.execute(_CREATE_TABLE)
             applied = await _applied_checksums(connection)
             if migration.version in applied:
@@ -111,6 +121,18 @@ async def _apply(connection: Connection, migration: Migration) -> bool:
                 migration.oldest_reader,
             )
             return True
+
+
+@contextmanager
+def _locks_refused(version: int) -> Iterator[None]:
+    try:
+        yield
+    except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+        msg = (
+            f"migration {version:04} was not applied: something else (a backup, a long "
+            "transaction, another authz migrate) holds its locks; try again later"
+        )
+        raise Refused(msg) from None
 
 
 async def _applied_checksums(connection: Connection) -> Mapping[int, str]:

@@ -95,7 +95,8 @@ async def create(data_dir: Path, as_json: bool, **asked: Unpack[Asked]) -> None:
     new, raw_key = issue(peppers=peppers, **asked)
     async with key_writer(settings, peppers) as writer:
         record = await writer.create(new)
-    print_new(record, raw_key, as_json=as_json)
+        # Before the connection is closed, which may fail.
+        print_new(record, raw_key, as_json=as_json)
 
 
 @keys.command(name="list")
@@ -186,7 +187,7 @@ async def rotate(
         expires_at = (await writer.show(id_or_name)).expires_at
         refuse_beyond(longest, expires_at, "`authz keys update --expires` first,")
         record = await writer.rotate(id_or_name, secret, grace)
-    print_new(record, raw_key, as_json=as_json)
+        print_new(record, raw_key, as_json=as_json)
 
 
 @keys.command()

@@ -10,13 +10,14 @@ _MOST_SOURCES = 10_000
 
 
 class Misses:
-    """A token bucket for every source: an IPv4 address or an IPv6 /64.
+    """A token bucket for every source: an IPv4 address or an IPv6 network.
 
     A miss costs ``1 / per_s`` seconds of debt, and time pays. The table is bounded:
     the source that missed longest ago is forgotten first.
     """
 
-    def __init__(self, per_s: float) -> None:
+    def __init__(self, per_s: float, ipv6_prefix: int = 64) -> None:
+        self._ipv6_host_bits = 128 - ipv6_prefix
         self._price_s = 1 / per_s
         # Half a miss less or more, as sums of fractions are not exact.
         self._share_s = max(_BURST_S - self._price_s / 2, self._price_s / 2)
@@ -25,11 +26,11 @@ class Misses:
 
     def exceeded(self, address: str, now: float) -> bool:
         """Tell whether a source has had its share."""
-        return self._debt_s(_source(address), now) > self._share_s
+        return self._debt_s(self._source(address), now) > self._share_s
 
     def count(self, address: str, now: float) -> None:
         """Charge a source for a miss."""
-        source = _source(address)
+        source = self._source(address)
         debt_s = min(self._debt_s(source, now) + self._price_s, self._most_debt_s)
         self._paid_at.pop(source, None)
         if len(self._paid_at) >= _MOST_SOURCES:
@@ -41,13 +42,12 @@ class Misses:
         # Nobody can owe more: the clock was set back, and nobody shall wait for it.
         return debt_s if 0 < debt_s <= self._most_debt_s else 0.0
 
-
-def _source(address: str) -> int:
-    """Return what is counted together; whatever is no address is one source."""
-    try:
-        found = ip_address(address)
-    except ValueError:
-        return -1
-    if not isinstance(found, IPv6Address):
-        return int(found)
-    return int(found.ipv4_mapped or int(found) >> 64)  # RFC 6177: a /64 is one site
+    def _source(self, address: str) -> int:
+        """Return what is counted together; whatever is no address is one source."""
+        try:
+            found = ip_address(address)
+        except ValueError:
+            return -1
+        if not isinstance(found, IPv6Address):
+            return int(found)
+        return int(found.ipv4_mapped or int(found) >> self._ipv6_host_bits)

@@ -33,7 +33,7 @@ class Check:
         started = time.perf_counter()
         decision = await self._decide(request)
         if isinstance(decision, Deny):
-            self._report(decision, request)
+            self._metrics.checks.labels(decision.code.code).inc()
         else:
             self._metrics.allowed.inc()
             if decision.final:
@@ -42,20 +42,22 @@ class Check:
         return response_of(decision)
 
     async def _decide(self, request: Request) -> Decision:
+        """Decide, and write one line of why where a request is refused."""
         try:
-            return await self._authorizer.authorize(request)
+            decision = await self._authorizer.authorize(request)
         except BackendError as error:
-            log.warning("undecided", error=repr(error), request_id=_id(request))
+            decision = Deny(Reason.UNDECIDED)
+            log.warning("denied", error=repr(error), **_why(decision, request))
         except Exception:
-            log.exception("undecided", request_id=_id(request))
-        return Deny(Reason.UNDECIDED)
-
-    def _report(self, deny: Deny, request: Request) -> None:
-        self._metrics.checks.labels(deny.code.code).inc()
-        asked = {"parameter": deny.parameter} if deny.parameter else {}
-        reason = deny.reason.value
-        log.info("denied", reason=reason, **asked, request_id=_id(request))
+            decision = Deny(Reason.UNDECIDED)
+            log.exception("denied", **_why(decision, request))
+        else:
+            if isinstance(decision, Deny):
+                log.info("denied", **_why(decision, request))
+        return decision
 
 
-def _id(request: Request) -> str | None:
-    return request.headers.get("x-request-id")
+def _why(deny: Deny, request: Request) -> dict[str, str | None]:
+    asked = {"parameter": deny.parameter} if deny.parameter else {}
+    request_id = request.headers.get("x-request-id")
+    return {"reason": deny.reason.value, **asked, "request_id": request_id}

@@ -23,9 +23,11 @@ CREATE TABLE last_used (
     at     timestamptz NOT NULL
 );
 
--- Which pepper the digest was made with; null: none. An older service cannot find
--- such a key: set a pepper when all replicas are of this version.
-ALTER TABLE secrets ADD COLUMN pepper_id text;
-
 -- The order in which keys are listed, page by page.
 CREATE INDEX keys_created_at ON keys (created_at, id);
+
+-- Which pepper the digest was made with; null: none. An older service cannot find
+-- such a key: set a pepper when all replicas are of this version.
+--
+-- Last, as it keeps the service from its look-ups until this file is done.
+ALTER TABLE secrets ADD COLUMN pepper_id text;

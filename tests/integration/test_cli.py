@@ -14,8 +14,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from authz import cli
 from authz.adapters.postgres import connected
 from authz.core.credential import mint
+from tests import secrecy
 from tests.programs import Ended, authz
 
 if TYPE_CHECKING:
@@ -41,6 +43,28 @@ def run(tmp_path: Path, database_url: str) -> Run:
     return lambda *words, given=None, **more: authz(
         *words, cwd=tmp_path, env={**env, **more}, given=given
     )
+
+
+@pytest.fixture
+def run_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Ended]:
+    """Run a command in this process, which spares many cases a start of Python.
+
+    No database is there: what is wrong is to be said before it is asked.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AUTHZ_DATABASE_URL", "postgresql://127.0.0.1:1/db")
+
+    def run_here(*words: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["authz", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.run()
+        out, err = capfd.readouterr()
+        secrecy.errors_printed.append(err.encode())
+        return Ended(int(ended.value.code or 0), out, err)
+
+    return run_here
 
 
 async def test_a_created_key_is_printed_once_and_stored_as_a_digest(
@@ -236,10 +260,17 @@ async def test_a_longest_lifetime_also_holds_for_keys_from_before(run: Run) -> N
         ("nothing",),
     ],
 )
-async def test_wrong_use_is_one_line_and_status_2(
-    run: Run, words: tuple[str, ...]
+def test_wrong_use_is_one_line_and_status_2(
+    run_here: Callable[..., Ended], words: tuple[str, ...]
 ) -> None:
-    assert_one_line(await run("keys", *words), status=2)
+    assert_one_line(run_here("keys", *words), status=2)
+
+
+async def test_a_program_that_is_used_wrongly_ends_with_one_line_and_status_2(
+    run: Run,
+) -> None:
+    assert_one_line(await run("keys", "update", "a"), status=2)
+    assert_one_line(await run("migrate", AUTHZ_WORKERS="none"), status=2)
 
 
 async def test_what_cannot_be_done_is_one_line_and_status_1(run: Run) -> None:
@@ -264,16 +295,22 @@ async def test_what_cannot_be_done_is_one_line_and_status_1(run: Run) -> None:
         ("AUTHZ_WORKERS", "none"),
         ("AUTHZ_METRICS_LISTEN", "9464"),
         ("AUTHZ_CACHE_TTL_S", "-1"),
+        ("AUTHZ_CACHE_SECRET", "hunter2 and 24 more characters:"),
         ("AUTHZ_KEY_MAX_LIFETIME", "a month"),
         ("AUTHZ_LOG_LEVEL", "loud"),
         ("AUTHZ_ACTOR", "a\nb"),
     ],
 )
 @pytest.mark.parametrize("command", [("serve",), ("keys", "list"), ("migrate",)])
-async def test_a_bad_setting_is_one_line_that_names_it(
-    run: Run, command: tuple[str, ...], name: str, value: str
+def test_a_bad_setting_is_one_line_that_names_it(
+    run_here: Callable[..., Ended],
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+    name: str,
+    value: str,
 ) -> None:
-    ended = await run(*command, **{name: value})
+    monkeypatch.setenv(name, value)
+    ended = run_here(*command)
     assert_one_line(ended, status=2)
     assert name in ended.err
     assert "hunter2" not in ended.err

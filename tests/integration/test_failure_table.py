@@ -38,6 +38,14 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity
  WHERE pid <> pg_backend_pid() AND query IN ('SELECT 1', 'LISTEN "authz_keys"')
 """
 
+# As a standby answers, after the primary has gone with all its connections.
+ONLY_READ = "ALTER ROLE CURRENT_USER SET default_transaction_read_only = on"
+WRITE_AGAIN = "ALTER ROLE CURRENT_USER RESET default_transaction_read_only"
+END_OTHERS = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+ WHERE pid <> pg_backend_pid() AND usename = CURRENT_USER
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Scene:
@@ -164,6 +172,18 @@ async def deaf(site: Site) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def standby(store: Store) -> AsyncIterator[None]:
+    """Leave no host that may be written to."""
+    async with connected(store.url) as connection:
+        await connection.execute(ONLY_READ)
+        await connection.execute(END_OTHERS)
+        try:
+            yield
+        finally:
+            await connection.execute(WRITE_AGAIN)
+
+
+@asynccontextmanager
 async def ended(scene: Scene, number: signal.Signals) -> AsyncIterator[None]:
     await asyncio.gather(*(one.end_authz(number) for one in scene.replicas))
     try:
@@ -194,6 +214,7 @@ FAULTS: Mapping[str, Callable[[Scene], AbstractAsyncContextManager[None]]] = {
     "PostgreSQL hangs": lambda scene: hanging(scene.site.postgres),
     "PostgreSQL slow": lambda scene: slow(scene.site.postgres, POSTGRES_DELAY_S),
     "PostgreSQL cut off": lambda scene: cut(scene.site.postgres),
+    "no writable host": lambda scene: standby(scene.site.postgres),
     "both stopped": lambda scene: on_both(scene.site, stopped),
     "both hang": lambda scene: on_both(scene.site, hanging),
     "both cut off": lambda scene: on_both(scene.site, cut),

@@ -19,15 +19,25 @@ from authz.adapters.postgres_schema import check_schema
 from authz.core.credential import Peppers
 from authz.local.process import private_directory
 from authz.local.stack import free_port, running_authz
+from tests.failing import until
+from tests.gateway import Stores, own_gateway
 from tests.programs import authz
+from tests.raw import http1
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from tests.gateway import Gateway
     from tests.programs import Ended
     from tests.services import Databases
+    from tests.upstream import RawUpstream
 
+BUSY_S = 10.0
+# What the service remembers holds for longer than the test: only a notification
+# ends it, and only while notifications arrive is it used at all.
+REMEMBERED = {"AUTHZ_CACHE_TTL_S": "3600"}
+FROM_MEMORY = 'authz_lookups_total{source="memory"} '
 BEYOND_SERVICE = (
     """
     INSERT INTO keys (id, name, models, scopes)
@@ -141,6 +151,51 @@ async def test_the_service_runs_and_notes_uses_as_its_role(site: Site) -> None:
         await last_used.write()
     shown = json.loads((await site.run(site.owner, "keys", "show", "ci", "--json")).out)
     assert shown["last_used_at"] is not None
+
+
+async def test_a_gateway_serves_notes_and_revokes_as_the_role_of_the_service(
+    site: Site, redis_url: str
+) -> None:
+    await site.grant()
+    create = ("keys", "create", "--name", "ci", "--models", "llama3.1", "--json")
+    key = json.loads((await site.run(site.manager, *create)).out)["key"]
+    stores = Stores(site.service, redis_url, REMEMBERED)
+    async with own_gateway(stores, site.folder) as gateway:
+
+        async def is_remembered() -> bool:
+            before = await from_memory(gateway)
+            assert await status(gateway, key) == 200
+            return await from_memory(gateway) > before
+
+        async def is_refused() -> bool:
+            return await status(gateway, key) == 401
+
+        assert await status(gateway, key) == 200
+        assert await status(gateway, key, "another") == 403
+        await until(is_remembered, BUSY_S)
+        assert (await site.run(site.manager, "keys", "revoke", "ci")).status == 0
+        await until(is_refused, BUSY_S)
+    assert "lacks a right" not in (site.folder / "authz.log").read_text()
+    shown = json.loads((await site.run(site.owner, "keys", "show", "ci", "--json")).out)
+    assert shown["last_used_at"] is not None
+
+
+async def status(
+    gateway: Gateway[RawUpstream], key: str, model: str = "llama3.1"
+) -> int:
+    body = json.dumps({"model": model})
+    request = (
+        f"POST /api/chat HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n"
+        f"content-length: {len(body)}\r\n\r\n{body}"
+    )
+    return (await http1(gateway.port, request.encode())).status
+
+
+async def from_memory(gateway: Gateway[RawUpstream]) -> float:
+    page = await http1(gateway.metrics_port, b"GET /metrics HTTP/1.0\r\n\r\n")
+    lines = page.body.decode().splitlines()
+    found = (line.removeprefix(FROM_MEMORY) for line in lines if FROM_MEMORY in line)
+    return float(next(found, "0"))
 
 
 async def test_the_service_cannot_change_what_it_reads(site: Site) -> None:

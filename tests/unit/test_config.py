@@ -49,6 +49,20 @@ def test_a_pepper_of_a_wrong_size_is_refused_by_the_name_of_its_variable(
         load_peppers(load_settings())
 
 
+def test_a_cache_secret_that_could_be_guessed_is_refused_without_being_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert load_settings().cache_secret.get_secret_value() == ""
+    for good in ("", "s" * 32):
+        monkeypatch.setenv("AUTHZ_CACHE_SECRET", good)
+        assert load_settings().cache_secret.get_secret_value() == good
+    for short in ("hunter2", "hunter2".ljust(31, "!")):
+        monkeypatch.setenv("AUTHZ_CACHE_SECRET", short)
+        with pytest.raises(ConfigError, match=r"^AUTHZ_CACHE_SECRET: .* 32 ") as raised:
+            load_settings()
+        assert "hunter2" not in str(raised.value)
+
+
 def test_a_pepper_that_cannot_be_read_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

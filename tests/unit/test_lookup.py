@@ -365,6 +365,17 @@ async def test_a_source_of_unknown_keys_gets_its_share_and_then_no_401() -> None
     assert await replica.lookup.find([b"?"], "192.0.2.1") is None
 
 
+async def test_a_site_with_many_networks_gets_the_share_of_four() -> None:
+    replica = Replica(misses_per_s=10)
+    for number in range(40):
+        source = f"2001:db8:7:{number}::1"
+        assert await replica.lookup.find([bytes([number])], source) is None
+    with pytest.raises(StoreUnavailable):
+        await replica.lookup.find([b"?"], "2001:db8:7:ffff::1")
+    assert replica.store.asked == 40
+    assert await replica.lookup.find([b"?"], "2001:db8:8::1") is None
+
+
 async def test_a_good_key_from_a_noisy_address_is_never_unknown() -> None:
     replica = Replica(misses_per_s=1)
     warm, cold, announced = [await replica.add_key(name) for name in "wca"]

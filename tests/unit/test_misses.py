@@ -44,6 +44,14 @@ def test_an_ipv6_site_is_one_source(one: str, other: str, together: bool) -> Non
     assert misses.exceeded(other, 0) is together
 
 
+def test_a_wider_network_is_one_source_where_that_is_asked_for() -> None:
+    misses = Misses(1, ipv6_prefix=48)
+    misses.count("2001:db8:7:1::1", 0)
+    assert misses.exceeded("2001:db8:7:ffff::2", 0)
+    assert not misses.exceeded("2001:db8:8:1::1", 0)
+    assert not misses.exceeded(HERE, 0)
+
+
 def test_the_table_is_bounded_and_forgets_who_missed_longest_ago() -> None:
     misses = Misses(1)
     for number in range(10_001):
