@@ -17,19 +17,23 @@ from authz.adapters.postgres_keys import PostgresKeys, check_peppers
 from authz.adapters.postgres_last_used import noting_uses
 from authz.adapters.postgres_schema import check_schema
 from authz.adapters.redis_cache import RedisKeyCache
+from authz.adapters.postgres_usage import PostgresUsage
 from authz.adapters.redis_client import redis_client
+from authz.adapters.redis_limits import RedisLimits
 from authz.authorizer import Authorizer
 from authz.config import load_peppers
 from authz.edge.check import Check
 from authz.edge.model_list import ModelLists
 from authz.edge.server import serving
 from authz.errors import ConfigError, StoreUnavailable
+from authz.limiter import Limiter
 from authz.lookup import Freshness, Lookup
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from authz.adapters.redis_client import Client
     from authz.config import Settings
     from authz.core.credential import Peppers
     from authz.metrics import Metrics
@@ -63,18 +67,25 @@ async def run_worker(
     if stop.is_set():
         return
     async with AsyncExitStack() as stack:
-        lookup = Lookup(
-            PostgresKeys(await stack.enter_async_context(pooled(url))),
-            await stack.enter_async_context(_key_cache(settings)),
-            _freshness(settings),
+        pool = await stack.enter_async_context(pooled(url))
+        redis = await stack.enter_async_context(_redis(settings))
+        cache = _key_cache(settings, redis)
+        lookup = Lookup(PostgresKeys(pool), cache, _freshness(settings), _now, metrics)
+        limiter = Limiter(
+            None if redis is None else RedisLimits(redis),
+            PostgresUsage(pool),
             _now,
             metrics,
+            alone=settings.workers == 1,
         )
+        settling = asyncio.create_task(limiter.keep_settling())
+        stack.callback(settling.cancel)
         following = asyncio.create_task(follow_changes(url, lookup))
         stack.callback(following.cancel)
         uses = await stack.enter_async_context(noting_uses(url, _now))
         large_bodies = await stack.enter_async_context(body_process())
-        check = Check(Authorizer(lookup, peppers, _now, large_bodies), metrics, uses)
+        authorizer = Authorizer(lookup, peppers, _now, large_bodies, limiter)
+        check = Check(authorizer, metrics, uses)
         socket = socket_path(settings, worker)
         await stack.enter_async_context(serving(check, ModelLists(), socket))
         log.info("serving", socket=str(socket))
@@ -93,7 +104,7 @@ async def _wait_for_database(url: str, peppers: Peppers, stop: asyncio.Event) ->
                 await check_schema(connection)
                 return await check_peppers(connection, peppers.ids)
         except StoreUnavailable as error:
-            reason = why_never(error)
+            reason = why_never(error, url)
             if reason is not None:
                 msg = f"AUTHZ_DATABASE_URL: {reason}"
                 raise ConfigError(msg) from None
@@ -104,15 +115,21 @@ async def _wait_for_database(url: str, peppers: Peppers, stop: asyncio.Event) ->
 
 
 @asynccontextmanager
-async def _key_cache(settings: Settings) -> AsyncIterator[KeyCache | None]:
+async def _redis(settings: Settings) -> AsyncIterator[Client | None]:
     url = settings.redis_url.get_secret_value()
-    secret = settings.cache_secret.get_secret_value()
-    if not (url and secret):
+    if not url:
         yield None
         return
-    lifetime = timedelta(seconds=max(settings.cache_ttl_s, settings.max_stale_s))
     async with redis_client(url) as redis:
-        yield RedisKeyCache(redis, secret.encode(), lifetime)
+        yield redis
+
+
+def _key_cache(settings: Settings, redis: Client | None) -> KeyCache | None:
+    secret = settings.cache_secret.get_secret_value()
+    if redis is None or not secret:
+        return None
+    lifetime = timedelta(seconds=max(settings.cache_ttl_s, settings.max_stale_s))
+    return RedisKeyCache(redis, secret.encode(), lifetime)
 
 
 def _freshness(settings: Settings) -> Freshness:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from authz.core.body import is_quickly_read
 from authz.core.credential import read_credential
 from authz.core.decide import find_permitted, judge, read_asked, usable
+from authz.core.limits import estimate
 from authz.core.model import Allow, Deny
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from authz.core.credential import Peppers
     from authz.core.endpoints import Endpoint
     from authz.core.model import Asked, Decision, Key, Request
+    from authz.limiter import Limiter
     from authz.lookup import Lookup
     from authz.ports import BodyReader
 
@@ -29,11 +31,13 @@ class Authorizer:
         peppers: Peppers,
         now: Callable[[], datetime],
         large_bodies: BodyReader,
+        limiter: Limiter,
     ) -> None:
         self._lookup = lookup
         self._peppers = peppers
         self._now = now
         self._large_bodies = large_bodies
+        self._limiter = limiter
 
     async def authorize(self, request: Request) -> Decision:
         """Return the verdict. Raises BackendError where none can be reached."""
@@ -46,7 +50,12 @@ class Authorizer:
         if request.headers_only:
             return Allow(key, endpoint.path, model=None, final=False)
         asked = await self._read(key, endpoint, request)
-        return asked if isinstance(asked, Deny) else judge(endpoint, asked, key)
+        if isinstance(asked, Deny):
+            return asked
+        verdict = judge(endpoint, asked, key)
+        if isinstance(verdict, Deny) or not key.limits:
+            return verdict
+        return await self._limiter.admit(verdict, request.id, estimate(asked.amounts))
 
     async def _identify(self, request: Request) -> Key | Deny:
         credential = read_credential(request.headers, self._peppers)

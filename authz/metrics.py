@@ -32,3 +32,8 @@ class Metrics:
             registry=registry,
         )
         self.found_in_memory = self.lookups.labels("memory")
+        self.limits_unshared = Counter(
+            "authz_limits_unshared",
+            "Calls for limits that were answered without Redis, which did not answer.",
+            registry=registry,
+        )

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from uuid import UUID
 
+    from authz.core.limits import Demand, Limits, Outcome
     from authz.core.model import Asked, Deny, Key, Request
     from authz.core.parameters import Parameters
 
@@ -150,6 +151,39 @@ class UseLog(Protocol):
 
     def note(self, digest: bytes) -> None:
         """Remember that a secret was used now; takes no time and never fails."""
+        ...
+
+
+class LimitStore(Protocol):
+    """What keys have used of their limits. All raise CacheUnavailable."""
+
+    async def reserve(
+        self, key_id: str, limits: Limits, demand: Demand, recorded: int | None
+    ) -> Outcome | None:
+        """Admit or refuse; None if what is recorded of the budget must be told."""
+        ...
+
+    async def settle(self, key_id: str, request_id: str, tokens: int | None) -> bool:
+        """End a request that used so many tokens; None keeps what it holds.
+
+        False if it is not known, or was settled before.
+        """
+        ...
+
+    async def renew(self, key_id: str, request_id: str) -> bool:
+        """Keep what a request holds that still runs; False if it is not known."""
+        ...
+
+    async def spend(self, key_id: str, begin: int, tokens: int) -> None:
+        """Take in what is recorded of a budget; more may have been used since."""
+        ...
+
+
+class UsageRecords(Protocol):
+    """What is recorded of finished requests."""
+
+    async def tokens_since(self, key_id: str, begin: int) -> int:
+        """Return the tokens of a key since a moment; raises StoreUnavailable."""
         ...
 
 

@@ -7,9 +7,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from prometheus_client import CollectorRegistry
+
 from authz.core.allowlist import Allowlist
 from authz.core.model import Key, Scope
 from authz.errors import CacheUnavailable, Refused, StoreUnavailable
+from authz.limiter import Limiter
+from authz.metrics import Metrics
 from authz.ports import KeyRecord, SecretRecord
 
 if TYPE_CHECKING:
@@ -30,6 +34,24 @@ class FakeClock:
 
     def forward(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
+
+
+@dataclass
+class MemoryUsage:
+    """UsageRecords; ``broken`` plays failures."""
+
+    tokens: dict[str, int] = field(default_factory=dict)
+    broken: bool = False
+
+    async def tokens_since(self, key_id: str, _begin: int) -> int:
+        if self.broken:
+            raise StoreUnavailable
+        return self.tokens.get(key_id, 0)
+
+
+def own_limiter(now: FakeClock) -> Limiter:
+    """Return a Limiter of one process that shares nothing."""
+    return Limiter(None, MemoryUsage(), now, Metrics(CollectorRegistry()))
 
 
 @dataclass

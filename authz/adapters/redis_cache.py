@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from authz.adapters.redis_client import TIMEOUT_S, translated_errors
 from authz.core.allowlist import compiled
+from authz.core.limits import parse_limits
 from authz.core.model import Key, Scope
 from authz.core.parameters import parse_parameters
 from authz.ports import Verified
@@ -125,6 +126,7 @@ class _Record(TypedDict):
     disabled: bool
     revoked: bool
     version: int
+    limits: str
 
 
 def _to_record(verified: Verified) -> _Record:
@@ -141,6 +143,7 @@ def _to_record(verified: Verified) -> _Record:
         disabled=key.disabled,
         revoked=key.revoked,
         version=key.version,
+        limits=str(key.limits),
     )
 
 
@@ -158,5 +161,6 @@ def _from_record(digest: bytes, record: _Record) -> Verified:
         disabled=record["disabled"],
         revoked=record["revoked"],
         version=record["version"],
+        limits=parse_limits(record["limits"]),
     )
     return Verified(key, datetime.fromisoformat(record["at"]))

@@ -6,11 +6,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from authz.core.limits import NONE as NO_LIMITS
+from authz.core.limits import Limits
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
     from authz.core.allowlist import Allowlist
+    from authz.core.limits import Outcome
     from authz.core.parameters import Parameters
 
 
@@ -44,6 +48,12 @@ class Code(Enum):
         "unsupported_encoding",
         415,
         "The request must be plain JSON.",
+    )
+    RATE_LIMITED = ("rate_limited", 429, "Too many requests.")
+    BUDGET_EXCEEDED = (
+        "budget_exceeded",
+        429,
+        "The token budget of this key is used up.",
     )
     UNAVAILABLE = (
         "unavailable",
@@ -87,6 +97,10 @@ class Reason(Enum):
     PARAMETER_SWITCH = "parameter_switch"
     PARAMETER_BEYOND = "parameter_beyond"
     PARAMETER_ODD = "parameter_odd"
+    LIMIT_REQUESTS = "limit_requests"
+    LIMIT_TOKENS = "limit_tokens"
+    LIMIT_CONCURRENCY = "limit_concurrency"
+    LIMIT_BUDGET = "limit_budget"
     UNDECIDED = "undecided"
 
 
@@ -118,6 +132,10 @@ CODES: Mapping[Reason, Code] = {
     Reason.PARAMETER_SWITCH: Code.PARAMETER_NOT_ALLOWED,
     Reason.PARAMETER_BEYOND: Code.PARAMETER_NOT_ALLOWED,
     Reason.PARAMETER_ODD: Code.INVALID_REQUEST,
+    Reason.LIMIT_REQUESTS: Code.RATE_LIMITED,
+    Reason.LIMIT_TOKENS: Code.RATE_LIMITED,
+    Reason.LIMIT_CONCURRENCY: Code.RATE_LIMITED,
+    Reason.LIMIT_BUDGET: Code.BUDGET_EXCEEDED,
     Reason.UNDECIDED: Code.UNAVAILABLE,
 }
 
@@ -139,6 +157,11 @@ class Request:
     headers_only: bool = False
     source: str = ""
 
+    @property
+    def id(self) -> str:
+        """What Envoy calls the request, in its answer and its logs."""
+        return self.headers.get("x-request-id", "")
+
 
 @dataclass(frozen=True, slots=True)
 class Key:
@@ -159,6 +182,7 @@ class Key:
     disabled: bool
     revoked: bool
     version: int
+    limits: Limits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,12 +210,14 @@ class Allow:
     """The request may pass; ``model`` is canonical, None where there is none.
 
     ``final`` is False after the headers-only Check: another one follows.
+    ``limited`` tells where a key that has limits stands.
     """
 
     key: Key
     endpoint: str
     model: str | None
     final: bool = True
+    limited: Outcome | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,12 +225,13 @@ class Deny:
     """The request may not pass.
 
     ``methods`` are the allowed ones of a 405; ``parameter`` names what was asked
-    too much of.
+    too much of; ``limited`` tells where a key stands that is beyond a limit.
     """
 
     reason: Reason
     methods: tuple[str, ...] = ()
     parameter: str | None = None
+    limited: Outcome | None = None
 
     @property
     def code(self) -> Code:

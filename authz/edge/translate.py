@@ -16,10 +16,15 @@ from authz.edge import wire
 from authz.pb import external_auth_pb2 as pb
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from authz.core.allowlist import Allowlist
+    from authz.core.limits import Outcome
     from authz.core.model import Decision
 
 CREDENTIAL_HEADERS = ("authorization", "x-api-key")
+# In the metadata of what may pass: its key has limits, and where it stands.
+LIMITED = "limited"
 RETRY_AFTER_S = 1
 
 # google.rpc.Code; Envoy only asks whether it is zero.
@@ -61,7 +66,9 @@ def response_of(decision: Decision) -> bytes:
         decision.final,
     )
     if decision.final and decision.endpoint in LISTS:
-        return allowed + _shown(decision.key.models)
+        allowed += _shown(decision.key.models)
+    if decision.limited is not None:
+        allowed += _more_metadata({LIMITED: _quota_headers(decision.limited)})
     return allowed
 
 
@@ -81,14 +88,30 @@ def _allowed(
 
 
 def _shown(models: Allowlist) -> bytes:
-    """Return what model_list.py needs, to stand behind a serialised verdict.
-
-    Two parts of one message on the wire are merged. Not kept: patterns are many.
-    """
+    """Return what model_list.py needs. Not kept: patterns are many."""
     patterns = [EVERYTHING] if models.everything else models.patterns
+    return _more_metadata({"models": list(patterns)})
+
+
+def _more_metadata(metadata: Mapping[str, list[str] | dict[str, str]]) -> bytes:
+    """Return what adds to the metadata when it stands behind a serialised verdict.
+
+    Two parts of one message on the wire are merged.
+    """
     more = pb.CheckResponse()
-    more.dynamic_metadata.update({"models": list(patterns)})
+    more.dynamic_metadata.update(metadata)
     return more.SerializeToString()
+
+
+def _quota_headers(limited: Outcome) -> dict[str, str]:
+    """Return the headers that tell a client what is left, by OpenAI's names."""
+    headers = {}
+    for name, quota in (("requests", limited.requests), ("tokens", limited.tokens)):
+        if quota is not None:
+            headers[f"x-ratelimit-limit-{name}"] = str(quota.limit)
+            headers[f"x-ratelimit-remaining-{name}"] = str(quota.left)
+            headers[f"x-ratelimit-reset-{name}"] = f"{quota.reset_s}s"
+    return headers
 
 
 @lru_cache(maxsize=1024)
@@ -113,7 +136,7 @@ def _denied(deny: Deny) -> bytes:
 
 def _headers(deny: Deny) -> dict[str, str]:
     headers = {}
-    if deny.code.status < _SERVER_ERROR:
+    if deny.code.status < _SERVER_ERROR and deny.code is not Code.RATE_LIMITED:
         headers["x-should-retry"] = "false"
     if deny.code is Code.UNAUTHORIZED:
         headers["www-authenticate"] = _CHALLENGE
@@ -123,4 +146,7 @@ def _headers(deny: Deny) -> dict[str, str]:
         headers["allow"] = ", ".join(deny.methods)
     if deny.code is Code.UNAVAILABLE:
         headers["retry-after"] = str(RETRY_AFTER_S)
+    if deny.limited is not None:
+        headers["retry-after"] = str(deny.limited.retry_after_s)
+        headers |= _quota_headers(deny.limited)
     return headers

@@ -27,7 +27,7 @@ from authz.errors import BackendError
 from authz.issuing import issue
 from authz.lookup import Freshness, Lookup
 from authz.metrics import Metrics
-from tests.fakes import FakeClock, MemoryKeys
+from tests.fakes import FakeClock, MemoryKeys, own_limiter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -283,7 +283,7 @@ async def authorizer_with_key(reader: BodyProcess) -> tuple[Authorizer, str]:
     lookup = Lookup(
         keys, None, Freshness(hour, hour, size=10, misses_per_s=10), clock, metrics
     )
-    return Authorizer(lookup, Peppers(), clock, reader), key
+    return Authorizer(lookup, Peppers(), clock, reader, own_limiter(clock)), key
 
 
 if __name__ == "__main__":

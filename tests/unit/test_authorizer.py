@@ -14,7 +14,7 @@ from authz.errors import BackendError, StoreUnavailable
 from authz.issuing import issue
 from authz.lookup import Freshness, Lookup
 from authz.metrics import Metrics
-from tests.fakes import FakeClock, MemoryKeys
+from tests.fakes import FakeClock, MemoryKeys, own_limiter
 
 BODY = b'{"model":"llama3.1"}'
 LARGE = BODY[:-1] + b',"prompt":"' + b"x" * 64 * 1024 + b'"}'
@@ -44,7 +44,9 @@ class House:
         fresh = Freshness(hour, hour, size=10, misses_per_s=10)
         lookup = Lookup(self.store, None, fresh, self.clock, metrics)
         self.elsewhere = ElsewhereReader()
-        self.authorizer = Authorizer(lookup, Peppers(), self.clock, self.elsewhere)
+        self.authorizer = Authorizer(
+            lookup, Peppers(), self.clock, self.elsewhere, own_limiter(self.clock)
+        )
 
     async def request(
         self, path: str = "/api/chat", body: bytes = BODY, *, headers_only: bool = False

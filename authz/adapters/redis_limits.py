@@ -1,0 +1,73 @@
+"""What keys have used, shared by the replicas in Redis; limits.lua has the rules."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import NoScriptError
+
+from authz.adapters.redis_client import TIMEOUT_S, translated_errors
+from authz.core.limits import Limit, Outcome, Quota
+
+if TYPE_CHECKING:
+    from authz.adapters.redis_client import Client
+    from authz.core.limits import Demand, Limits
+
+SCRIPT = files(__package__).joinpath("limits.lua").read_text()
+
+
+class RedisLimits:
+    """The LimitStore of several replicas. All raise CacheUnavailable."""
+
+    def __init__(self, redis: Client, script: str = SCRIPT) -> None:
+        self._redis = redis
+        self._script = script
+        self._sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+    async def reserve(
+        self, key_id: str, limits: Limits, demand: Demand, recorded: int | None
+    ) -> Outcome | None:
+        """Admit or refuse; None if what is recorded of the budget must be told."""
+        period = demand.period
+        refused, wait_s, *left = await self._run(
+            key_id,
+            "reserve",
+            demand.request_id,
+            *(demand.tokens, limits.rpm, limits.tpm, limits.concurrency),
+            limits.budget.tokens if limits.budget else None,
+            *(period.begin, period.end, period.next_end, recorded),
+        )
+        if refused == b"unknown":
+            return None
+        requests = Quota(limits.rpm, *left[:2]) if limits.rpm else None
+        tokens = Quota(limits.tpm, *left[2:]) if limits.tpm else None
+        return Outcome(
+            Limit(refused.decode()) if refused else None, wait_s, requests, tokens
+        )
+
+    async def settle(self, key_id: str, request_id: str, tokens: int | None) -> bool:
+        """End a request that used so many tokens; None keeps what it holds."""
+        return bool(await self._run(key_id, "settle", request_id, tokens))
+
+    async def renew(self, key_id: str, request_id: str) -> bool:
+        """Keep what a request holds that still runs."""
+        return bool(await self._run(key_id, "renew", request_id))
+
+    async def spend(self, key_id: str, begin: int, tokens: int) -> None:
+        """Take in what is recorded of a budget; more may have been used since."""
+        await self._run(key_id, "spend", begin, tokens)
+
+    async def _run(self, key_id: str, call: str, *arguments: str | int | None) -> Any:  # noqa: ANN401 - Lua's
+        # What stands in braces chooses the slot: all of a key is in one.
+        of_key = f"authz:limits:1:{{{key_id}}}"
+        names = (of_key, f"{of_key}:running", f"{of_key}:held:{arguments[0]}")
+        given = (call, *("" if each is None else each for each in arguments))
+        with translated_errors():
+            async with asyncio.timeout(TIMEOUT_S):
+                try:
+                    return await self._redis.evalsha(self._sha, 3, *names, *given)
+                except NoScriptError:
+                    return await self._redis.eval(self._script, 3, *names, *given)

@@ -1,0 +1,267 @@
+"""Limits: a request reserves when it is checked, and settles when it has ended.
+
+Replicas count together in Redis. While it does not answer, and where there is none,
+each counts by itself, by the same rules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING
+
+from authz.core.limits import Counters, Demand, Limit, Period
+from authz.core.model import Deny, Reason
+from authz.errors import BackendError, CacheUnavailable, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from authz.core.limits import Budget, Limits, Outcome
+    from authz.core.model import Allow
+    from authz.metrics import Metrics
+    from authz.ports import LimitStore, UsageRecords
+
+_MOST_KEYS = 100_000
+_MOST_HELD = 100_000
+_MOST_UNSETTLED = 10_000
+_RETRY_S = 1.0
+# A client that has its answer asks again before Envoy has told us that it ended.
+_SLOT_WAIT_S = 0.1
+_MOST_WAITING = 100
+# Redis may have forgotten, or missed what was counted without it.
+_TELL_AGAIN = timedelta(seconds=60)
+
+_REASONS = {
+    Limit.REQUESTS: Reason.LIMIT_REQUESTS,
+    Limit.TOKENS: Reason.LIMIT_TOKENS,
+    Limit.CONCURRENCY: Reason.LIMIT_CONCURRENCY,
+    Limit.BUDGET: Reason.LIMIT_BUDGET,
+}
+
+
+class MemoryLimits:
+    """The LimitStore of one process."""
+
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        self._now = now
+        self._counters: dict[str, Counters] = {}
+
+    async def reserve(
+        self, key_id: str, limits: Limits, demand: Demand, recorded: int | None
+    ) -> Outcome | None:
+        """Admit or refuse; None if what is recorded of the budget must be told."""
+        counters = self._counters_of(key_id)
+        begin = demand.period.begin
+        if limits.budget and recorded is not None:
+            counters.spend(begin, recorded)
+        if limits.budget and not counters.knows_budget(begin):
+            return None
+        return counters.reserve(limits, demand, self._seconds())
+
+    async def settle(self, key_id: str, request_id: str, tokens: int | None) -> bool:
+        """End a request that used so many tokens; None keeps what it holds."""
+        counters = self._counters.get(key_id)
+        return bool(counters and counters.settle(request_id, tokens, self._seconds()))
+
+    async def renew(self, key_id: str, request_id: str) -> bool:
+        """Keep what a request holds that still runs."""
+        counters = self._counters.get(key_id)
+        return bool(counters and counters.renew(request_id, self._seconds()))
+
+    async def spend(self, key_id: str, begin: int, tokens: int) -> None:
+        """Take in what is recorded of a budget; more may have been used since."""
+        self._counters_of(key_id).spend(begin, tokens)
+
+    def _counters_of(self, key_id: str) -> Counters:
+        counters = self._counters.pop(key_id, None) or Counters()
+        if len(self._counters) >= _MOST_KEYS:
+            del self._counters[next(iter(self._counters))]
+        self._counters[key_id] = counters  # the latest stands last
+        return counters
+
+    def _seconds(self) -> float:
+        return self._now().timestamp()
+
+
+class Limiter:
+    """Keeps keys within their limits. One a process, used from one event loop."""
+
+    def __init__(
+        self,
+        shared: LimitStore | None,
+        records: UsageRecords,
+        now: Callable[[], datetime],
+        metrics: Metrics,
+        *,
+        alone: bool = True,
+    ) -> None:
+        """Without anything shared, a process must be ``alone`` to count right."""
+        self._shared = shared
+        self._alone = alone
+        self._own = MemoryLimits(now)
+        self._records = records
+        self._now = now
+        self._metrics = metrics
+        # Which key a request holds something of, until it is settled here.
+        self._held: dict[str, str] = {}
+        self._settled: dict[str, asyncio.Event] = {}
+        self._told: dict[str, datetime] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._unsettled: deque[tuple[str, str, int | None]] = deque(
+            maxlen=_MOST_UNSETTLED
+        )
+
+    async def admit(self, allow: Allow, request_id: str, tokens: int) -> Allow | Deny:
+        """Reserve for a request that may pass but for the limits of its key.
+
+        Raises StoreUnavailable if a budget must be known that cannot be read.
+        """
+        reserving = asyncio.create_task(self._admit(allow, request_id, tokens))
+        try:
+            return await asyncio.shield(reserving)
+        except asyncio.CancelledError:
+            # The client has gone; what it may yet get is given back.
+            reserving.add_done_callback(partial(self._give_back, request_id))
+            raise
+
+    async def settle(
+        self, key_id: str | None, request_id: str, tokens: int | None
+    ) -> None:
+        """End a request that used so many tokens; None keeps what it holds.
+
+        Without the key, what this process has not reserved stays until its lease ends.
+        """
+        key_id = self._held.pop(request_id, key_id)
+        if key_id is None:
+            return
+        await self._own.settle(key_id, request_id, tokens)
+        await self._settle_shared(key_id, request_id, tokens)
+        waiting = self._settled.pop(key_id, None)
+        if waiting is not None:
+            waiting.set()
+
+    async def renew(self, key_id: str, request_id: str) -> None:
+        """Keep what a request holds that still runs."""
+        if await self._own.renew(key_id, request_id) or self._shared is None:
+            return
+        try:
+            await self._shared.renew(key_id, request_id)
+        except CacheUnavailable:
+            self._metrics.limits_unshared.inc()
+
+    async def keep_settling(self) -> None:
+        """Settle in Redis what could not be, until cancelled."""
+        while True:
+            await asyncio.sleep(_RETRY_S)
+            for _ in range(len(self._unsettled)):
+                await self._settle_shared(*self._unsettled.popleft())
+
+    async def _admit(self, allow: Allow, request_id: str, tokens: int) -> Allow | Deny:
+        key = allow.key
+        demand = Demand(request_id, tokens, _period(key.limits.budget, self._now()))
+        outcome = await self._reserve(key.id, key.limits, demand)
+        if outcome.refused is Limit.CONCURRENCY:
+            await self._wait_for_slot(key.id)
+            outcome = await self._reserve(key.id, key.limits, demand)
+        if outcome.refused is not None:
+            return Deny(_REASONS[outcome.refused], limited=outcome)
+        if len(self._held) >= _MOST_HELD:
+            del self._held[next(iter(self._held))]
+        self._held[request_id] = key.id
+        return replace(allow, limited=outcome)
+
+    async def _reserve(self, key_id: str, limits: Limits, demand: Demand) -> Outcome:
+        if self._shared is not None:
+            try:
+                return await self._reserve_in(self._shared, key_id, limits, demand)
+            except CacheUnavailable:
+                self._metrics.limits_unshared.inc()
+        elif not self._alone:
+            msg = "limits with several workers need AUTHZ_REDIS_URL"
+            raise StoreUnavailable(msg)
+        return await self._reserve_in(self._own, key_id, limits, demand)
+
+    async def _reserve_in(
+        self, store: LimitStore, key_id: str, limits: Limits, demand: Demand
+    ) -> Outcome:
+        outcome = await store.reserve(key_id, limits, demand, None)
+        if outcome is None:
+            begin = demand.period.begin
+            recorded = await self._records.tokens_since(key_id, begin)
+            outcome = await store.reserve(key_id, limits, demand, recorded)
+        elif limits.budget:
+            self._tell_again(store, key_id, demand.period.begin)
+        if outcome is None:
+            msg = "what was spent of a budget is not known"
+            raise StoreUnavailable(msg)
+        return outcome
+
+    def _tell_again(self, store: LimitStore, key_id: str, begin: int) -> None:
+        """Correct a count that may lack something by what is recorded."""
+        now = self._now()
+        told = self._told.get(key_id)
+        if told is not None and now - told < _TELL_AGAIN:
+            return
+        if len(self._told) >= _MOST_KEYS:
+            self._told.clear()
+        self._told[key_id] = now
+        self._start(self._tell(store, key_id, begin))
+
+    async def _tell(self, store: LimitStore, key_id: str, begin: int) -> None:
+        with suppress(BackendError):  # there is a next time
+            recorded = await self._records.tokens_since(key_id, begin)
+            await store.spend(key_id, begin, recorded)
+
+    async def _wait_for_slot(self, key_id: str) -> None:
+        if len(self._settled) >= _MOST_WAITING:
+            return
+        settled = self._settled.setdefault(key_id, asyncio.Event())
+        try:
+            async with asyncio.timeout(_SLOT_WAIT_S):
+                await settled.wait()
+        except TimeoutError:
+            self._settled.pop(key_id, None)
+
+    async def _settle_shared(
+        self, key_id: str, request_id: str, tokens: int | None
+    ) -> None:
+        if self._shared is None:
+            return
+        try:
+            await self._shared.settle(key_id, request_id, tokens)
+        except CacheUnavailable:
+            self._unsettled.append((key_id, request_id, tokens))
+
+    def _give_back(
+        self, request_id: str, reserving: asyncio.Task[Allow | Deny]
+    ) -> None:
+        if reserving.cancelled() or reserving.exception() is not None:
+            return
+        self._start(self.settle(None, request_id, 0))
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+def _period(budget: Budget | None, now: datetime) -> Period:
+    """Return the period of a budget that a moment lies in, in UTC."""
+    if budget is None:
+        return Period(0, 0, 0)
+    begin = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    if budget.period == "day":
+        ends = [begin + timedelta(days=1), begin + timedelta(days=2)]
+    else:
+        begin = begin.replace(day=1)
+        ends = [_next_month(begin), _next_month(_next_month(begin))]
+    return Period(*(int(moment.timestamp()) for moment in (begin, *ends)))
+
+
+def _next_month(first: datetime) -> datetime:
+    return (first + timedelta(days=31)).replace(day=1)

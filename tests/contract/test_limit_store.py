@@ -1,0 +1,254 @@
+"""One suite for the counters of one process and those in Redis: the same rules."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from authz.adapters import redis_limits
+from authz.adapters.redis_limits import SCRIPT, RedisLimits
+from authz.core.limits import Budget, Demand, Limit, Limits, Outcome, Period
+from authz.limiter import MemoryLimits
+from tests.fakes import FakeClock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from authz.ports import LimitStore
+
+DAY = 86_400
+
+
+@dataclass
+class Stage:
+    """A store, and the clock that it goes by."""
+
+    store: LimitStore
+    clock: FakeClock
+    _set: Callable[[FakeClock], Awaitable[None]]
+    key_id: str = field(default_factory=lambda: str(uuid4()))
+
+    async def forward(self, seconds: float) -> None:
+        self.clock.forward(seconds)
+        await self._set(self.clock)
+
+    async def ask(
+        self, limits: Limits, request_id: str, tokens: int = 0
+    ) -> Outcome | None:
+        return await self.store.reserve(
+            self.key_id, limits, self.demand(request_id, tokens), 0
+        )
+
+    def demand(self, request_id: str, tokens: int) -> Demand:
+        begin = int(self.clock().timestamp()) // DAY * DAY
+        return Demand(request_id, tokens, Period(begin, begin + DAY, begin + 2 * DAY))
+
+
+async def in_memory(clock: FakeClock) -> Stage:
+    async def set_clock(_clock: FakeClock) -> None: ...
+
+    return Stage(MemoryLimits(clock), clock, set_clock)
+
+
+async def in_redis(clock: FakeClock, redis: Redis) -> Stage:
+    """Redis goes by its own clock, which these tests put a clock of theirs for."""
+    name = f"clock:{uuid4()}"
+    script = SCRIPT.replace(
+        "redis.call('TIME')",
+        f"{{redis.call('HGET', '{name}', 's'), redis.call('HGET', '{name}', 'us')}}",
+    )
+    assert script != SCRIPT
+
+    async def set_clock(clock: FakeClock) -> None:
+        seconds = int(clock().timestamp())
+        micros = clock().microsecond
+        await redis.hset(name, mapping={"s": seconds, "us": micros})
+
+    await set_clock(clock)
+    return Stage(RedisLimits(redis, script), clock, set_clock)
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    async with Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def stage(request: pytest.FixtureRequest, redis: Redis) -> Stage:
+    clock = FakeClock()
+    if request.param == "memory":
+        return await in_memory(clock)
+    return await in_redis(clock, redis)
+
+
+async def test_each_limit_refuses_by_its_name(stage: Stage) -> None:
+    for limits, refusal in (
+        (Limits(rpm=1), Limit.REQUESTS),
+        (Limits(tpm=5), Limit.TOKENS),
+        (Limits(concurrency=1), Limit.CONCURRENCY),
+        (Limits(budget=Budget(5, "day")), Limit.BUDGET),
+    ):
+        stage.key_id = str(uuid4())
+        first = await stage.ask(limits, "a", 5)
+        second = await stage.ask(limits, "b", 5)
+        assert first is not None
+        assert second is not None
+        assert (first.refused, second.refused) == (None, refusal)
+
+
+async def test_a_budget_that_nobody_told_is_asked_for(stage: Stage) -> None:
+    limits = Limits(budget=Budget(100, "day"))
+    demand = stage.demand("a", 1)
+    assert await stage.store.reserve(stage.key_id, limits, demand, None) is None
+    told = await stage.store.reserve(stage.key_id, limits, demand, 100)
+    assert told is not None
+    assert told.refused is Limit.BUDGET
+
+
+async def test_what_is_recorded_raises_what_was_counted_and_never_lowers_it(
+    stage: Stage,
+) -> None:
+    limits = Limits(budget=Budget(100, "day"))
+    begin = stage.demand("", 0).period.begin
+    await stage.ask(limits, "a", 50)
+    await stage.store.spend(stage.key_id, begin, 10)
+    lower = await stage.ask(limits, "b", 1)
+    await stage.store.spend(stage.key_id, begin, 100)
+    higher = await stage.ask(limits, "c", 1)
+    assert lower is not None
+    assert higher is not None
+    assert (lower.refused, higher.refused) == (None, Limit.BUDGET)
+
+
+async def test_a_new_day_has_a_new_budget_without_asking(stage: Stage) -> None:
+    limits = Limits(budget=Budget(5, "day"))
+    await stage.ask(limits, "a", 5)
+    await stage.forward(DAY)
+    demand = stage.demand("b", 5)
+    outcome = await stage.store.reserve(stage.key_id, limits, demand, None)
+    assert outcome is not None
+    assert outcome.refused is None
+
+
+async def test_denials_leave_nothing_behind(stage: Stage) -> None:
+    """Whoever is refused must not pay, or he would never be admitted again."""
+    limits = Limits(rpm=1, concurrency=9, tpm=100)
+    await stage.ask(limits, "a", 1)
+    for n in range(20):
+        await stage.ask(limits, f"b{n}", 50)
+    await stage.forward(61)
+    outcome = await stage.ask(limits, "c", 1)
+    assert outcome is not None
+    assert outcome.refused is None
+    assert outcome.tokens is not None
+    assert outcome.tokens.left == 99
+
+
+async def test_what_is_unknown_is_neither_settled_nor_renewed(stage: Stage) -> None:
+    assert not await stage.store.settle(stage.key_id, "unknown", 5)
+    assert not await stage.store.renew(stage.key_id, "unknown")
+    await stage.ask(Limits(concurrency=1), "a")
+    assert await stage.store.renew(stage.key_id, "a")
+    assert await stage.store.settle(stage.key_id, "a", 0)
+    assert not await stage.store.settle(stage.key_id, "a", 0)
+
+
+_STEP = st.one_of(
+    st.tuples(st.just("wait"), st.integers(1, 70_000)),
+    st.tuples(st.just("ask"), st.integers(0, 60)),
+    st.tuples(st.just("settle"), st.integers(0, 120)),
+    st.tuples(st.just("renew"), st.just(0)),
+    st.tuples(st.just("spend"), st.integers(0, 300)),
+)
+_LIMITS = st.builds(
+    Limits,
+    rpm=st.none() | st.integers(1, 8),
+    tpm=st.none() | st.integers(1, 200),
+    concurrency=st.none() | st.integers(1, 4),
+    budget=st.none() | st.builds(Budget, st.integers(1, 500), st.just("day")),
+)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(limits=_LIMITS, steps=st.lists(_STEP, max_size=60))
+async def test_redis_and_memory_answer_every_schedule_alike(
+    redis: Redis, limits: Limits, steps: list[tuple[str, int]]
+) -> None:
+    stages = [await in_memory(FakeClock()), await in_redis(FakeClock(), redis)]
+    for number, (what, amount) in enumerate(steps):
+        answers = [await _take(s, limits, what, amount, number) for s in stages]
+        assert answers[0] == answers[1], (number, what, amount)
+
+
+async def _take(
+    stage: Stage, limits: Limits, what: str, amount: int, number: int
+) -> object:
+    earlier = f"r{number * 7 // 11}"
+    match what:
+        case "wait":
+            await stage.forward(amount / 1000)
+        case "ask":
+            return await stage.ask(limits, f"r{number}", amount)
+        case "settle":
+            tokens = amount or None
+            return await stage.store.settle(stage.key_id, earlier, tokens)
+        case "renew":
+            return await stage.store.renew(stage.key_id, earlier)
+        case "spend" if limits.budget is not None:
+            # Before the first request there is nothing that it could correct.
+            begin = stage.demand("", 0).period.begin
+            await stage.ask(limits, f"s{number}")
+            await stage.store.spend(stage.key_id, begin, amount)
+    return None
+
+
+async def test_a_script_that_redis_has_forgotten_is_sent_again(redis: Redis) -> None:
+    stage = await in_redis(FakeClock(), redis)
+    await stage.ask(Limits(rpm=5), "a")
+    await redis.script_flush()
+    outcome = await stage.ask(Limits(rpm=5), "b")
+    assert outcome is not None
+    assert outcome.requests is not None
+    assert outcome.requests.left == 3
+
+
+async def test_many_at_once_get_no_more_than_the_limit(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many replicas ask at the same moment, and there is one Redis."""
+    monkeypatch.setattr(redis_limits, "TIMEOUT_S", 10)  # a busy machine is no fault
+    store, key_id = RedisLimits(redis), str(uuid4())
+    demands = [Demand(f"r{n}", 10, Period(0, 2**40, 2**41)) for n in range(60)]
+    limits = Limits(rpm=50, concurrency=20, budget=Budget(10_000, "day"))
+    outcomes = await asyncio.gather(
+        *(store.reserve(key_id, limits, demand, 0) for demand in demands)
+    )
+    assert sum(o is not None and o.refused is None for o in outcomes) == 20
+
+
+async def test_the_counters_of_a_key_stand_in_one_slot_and_end_by_themselves(
+    redis: Redis,
+) -> None:
+    store, key_id = RedisLimits(redis), str(uuid4())
+    await store.reserve(
+        key_id,
+        Limits(rpm=5, tpm=5, concurrency=5),
+        Demand("a", 5, Period(0, 0, 0)),
+        None,
+    )
+    names = [name async for name in redis.scan_iter(f"*{key_id}*")]
+    assert len(names) == 3
+    assert all(f"{{{key_id}}}".encode() in name for name in names)
+    assert all([await redis.ttl(name) > 0 for name in names])
