@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from authz.ports import KeyCache, KeyReader
 
 _NOW = timedelta(0)
-# As short as that, for where notifications of new keys cannot be had.
+# As short as that, for a notification of a new key that goes astray.
 _UNKNOWN_TTL = timedelta(seconds=5)
 _MOST_UNKNOWN = 10_000
 

@@ -16,7 +16,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from authz.app import new_registry, run_worker, socket_path
 from authz.config import parse_address
 from authz.edge.probes import probes
-from authz.errors import AuthzError
+from authz.errors import AuthzError, ConfigError
 from authz.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from authz.config import Settings
 
 _GRACE_S = 5.0
+_WRONG_SETTINGS = 2  # what the command line ends with, and says why
 
 
 async def serve(settings: Settings) -> None:
@@ -59,6 +60,9 @@ async def _supervise(settings: Settings, stop: asyncio.Event) -> None:
             await _first_to_end(stop.wait(), *(child.wait() for child in children))
         finally:
             await _end(children)
+    if any(child.returncode == _WRONG_SETTINGS for child in children):
+        msg = "a worker cannot serve with these settings: its own line says why"
+        raise ConfigError(msg)
     if not stop.is_set():
         msg = "a worker has ended by itself"
         raise AuthzError(msg)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ssl
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 
+from authz.adapters.tls_files import TlsOptions, why_unusable
 from authz.errors import ConfigError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     PoolConnection = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
 
 CONNECT_TIMEOUT_S = 5.0
+_TLS = TlsOptions("sslrootcert", "sslcert", "sslkey", "sslpassword")
 _ERRORS = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -40,13 +44,19 @@ def translated_errors() -> Iterator[None]:
         raise StoreUnavailable(msg) from error
 
 
-def why_never(error: StoreUnavailable) -> str | None:
-    """Return why the server will not have us; None if it may yet."""
+def why_never(error: StoreUnavailable, url: str) -> str | None:
+    """Return why we and the server at the URL will not do; None if we may yet."""
     match error.__cause__:
         case asyncpg.InvalidAuthorizationSpecificationError():
             return "the server refuses the user or password"
         case asyncpg.InvalidCatalogNameError():
             return "the server has no such database"
+        case ssl.SSLCertVerificationError(verify_message=reason):
+            return f"the certificate of the server is not trusted: {reason}"
+        case ConnectionError() as cause if "rejected SSL" in str(cause):
+            return "the server does not speak TLS"
+        case OSError():
+            return why_unusable(dict(parse_qsl(urlsplit(url).query)), _TLS)
     return None
 
 
@@ -85,6 +95,11 @@ async def _keep_as_it_is(_connection: object) -> None:
 def _settings_checked() -> Iterator[None]:
     try:
         yield
-    except (asyncpg.ClientConfigurationError, ValueError):
-        msg = "AUTHZ_DATABASE_URL is not a PostgreSQL URL"
+    except ssl.SSLCertVerificationError:
+        raise  # a ValueError, too, but none of our settings
+    except (asyncpg.ClientConfigurationError, ValueError) as error:
+        if "root certificate" in str(error):
+            msg = "AUTHZ_DATABASE_URL: this sslmode needs an sslrootcert"
+        else:
+            msg = "AUTHZ_DATABASE_URL is not a PostgreSQL URL"
         raise ConfigError(msg) from None

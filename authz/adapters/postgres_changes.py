@@ -6,6 +6,7 @@ import asyncio
 import re
 from contextlib import suppress
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import structlog
 
@@ -39,16 +40,20 @@ async def follow_changes(url: str, listener: Listener) -> None:
     while True:
         try:
             async with connected(url) as connection:
-                await _listen(connection, listener)
+                await _listen(connection, url, listener)
         except StoreUnavailable as error:
             log.warning("notifications_lost", error=str(error))
         await asyncio.sleep(RECONNECT_S)
 
 
-async def _listen(connection: Connection, listener: Listener) -> None:
+async def _listen(connection: Connection, url: str, listener: Listener) -> None:
+    trial, arrived = uuid4().hex, asyncio.Event()
+
     def on_notification(*notification: object) -> None:
         payload = str(notification[-1])
-        if _DIGEST.fullmatch(payload):  # any role may send one, of anything
+        if payload == trial:
+            arrived.set()
+        elif _DIGEST.fullmatch(payload):  # any role may send one, of anything
             listener.changed(bytes.fromhex(payload))
 
     # A line that breaks is noticed at once; one that hangs, by the heartbeat.
@@ -57,6 +62,7 @@ async def _listen(connection: Connection, listener: Listener) -> None:
     with translated_errors():
         async with asyncio.timeout(HEARTBEAT_TIMEOUT_S):
             await connection.add_listener(CHANNEL, on_notification)
+        await _try(url, trial, arrived)
         listener.listening()
         try:
             while True:
@@ -65,3 +71,18 @@ async def _listen(connection: Connection, listener: Listener) -> None:
                     await asyncio.wait_for(ended.wait(), HEARTBEAT_S)
         finally:
             listener.deaf()
+
+
+async def _try(url: str, trial: str, arrived: asyncio.Event) -> None:
+    """Make sure that notifications reach a line on which nothing is asked.
+
+    Behind a pool in transaction mode they do not, and nothing else tells so. A pool
+    passes on what comes with an answer: the trial is sent on a line of its own.
+    """
+    async with connected(url) as other:
+        await other.execute(f"NOTIFY {CHANNEL}, '{trial}'", timeout=HEARTBEAT_TIMEOUT_S)
+    try:
+        await asyncio.wait_for(arrived.wait(), HEARTBEAT_TIMEOUT_S)
+    except TimeoutError:
+        msg = "notifications do not arrive: a pool in transaction mode keeps them"
+        raise StoreUnavailable(msg) from None

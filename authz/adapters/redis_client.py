@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import re
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 import structlog
+from redis._parsers import AsyncCommandsParser
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import SSLConnection, parse_url
@@ -22,6 +23,7 @@ from redis.exceptions import (
     RedisError,
 )
 
+from authz.adapters.tls_files import TlsOptions, why_unusable
 from authz.errors import CacheUnavailable, ConfigError
 
 if TYPE_CHECKING:
@@ -39,7 +41,8 @@ _DEFAULTS: dict[str, Any] = {
     "socket_timeout": TIMEOUT_S,
     "max_connections": _MOST_CONNECTIONS,
 }
-_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_TLS = TlsOptions("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_password")
+_UNTRUSTED = re.compile(r"certificate verify failed: (.*?)\.? \(_ssl")
 # RedisClusterException is none of RedisError.
 _ERRORS = (RedisError, RedisClusterException, OSError, TimeoutError)
 _PORT, _SENTINEL_PORT = 6379, 26379
@@ -126,7 +129,24 @@ def _sentinels(client: Client) -> list[Redis]:
 def _cluster(parts: SplitResult) -> RedisCluster:
     """Read ``redis+cluster://user:password@host:6379,host2``."""
     nodes = [ClusterNode(*address) for address in _addresses(parts.netloc, _PORT)]
-    return RedisCluster(startup_nodes=nodes, **_options(parts))
+    client = RedisCluster(startup_nodes=nodes, **_options(parts))
+    client.commands_parser = _OurCommands()
+    return client
+
+
+class _OurCommands(AsyncCommandsParser):
+    """Knows where the key is in what we send: always first.
+
+    The driver would ask the master of the first slot, whenever a node fails, and
+    do without the whole cluster when that one is lost.
+    """
+
+    async def initialize(self, node: ClusterNode | None = None) -> None:
+        """Ask nobody."""
+
+    async def get_keys(self, *args: Any) -> tuple[str, ...]:  # noqa: ANN401 # theirs
+        """Return the key of a command that is given with its name."""
+        return args[1:2]
 
 
 def _options(parts: SplitResult) -> dict[str, Any]:
@@ -137,10 +157,10 @@ def _options(parts: SplitResult) -> dict[str, Any]:
         options.pop(name, None)
     if options.pop("connection_class", None) is SSLConnection:
         options["ssl"] = True
-    for name in _FILES:
-        if name in options and not os.access(options[name], os.R_OK):
-            msg = f"AUTHZ_REDIS_URL: {name}: cannot read {options[name]}"
-            raise ConfigError(msg)
+    reason = why_unusable(options, _TLS)
+    if reason is not None:
+        msg = f"AUTHZ_REDIS_URL: {reason}"
+        raise ConfigError(msg)
     return _DEFAULTS | options
 
 
@@ -173,6 +193,9 @@ def _why_never(error: Exception) -> str | None:
     if isinstance(error, AuthenticationError | NoPermissionError):
         return "the server refuses the user or password"
     text = str(error)
+    untrusted = _UNTRUSTED.search(text)
+    if untrusted:
+        return f"the certificate of the server is not trusted: {untrusted[1]}"
     if "Protocol Error" in text:
         return "what answers there is not Redis"
     if "Cluster mode is not enabled" in text:

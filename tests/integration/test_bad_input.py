@@ -1,4 +1,4 @@
-"""Hostile requests get their row of the error table; the gateway goes on serving."""
+"""Hostile requests get their row of the error table; bad settings get one line."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import pytest
 
 from authz.core.credential import mint
 from authz.pb import external_auth_pb2 as pb
+from tests import programs
 from tests.acceptance.test_auth_flow import CHAT, assert_error, bearer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from tests.gateway import Gateway, Standin
 
@@ -116,3 +118,64 @@ async def test_the_service_survives_a_message_that_is_none(
             await check(b"\xff\xff\xff")
         denied = await check(pb.CheckRequest().SerializeToString())
     assert denied.denied_response.status.code == 401
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("&sslrootcert={none}", "sslrootcert: cannot read {none}: No such file"),
+        ("&sslrootcert={text}", "sslrootcert: no certificate in {text}"),
+        ("", "this sslmode needs an sslrootcert"),
+    ],
+)
+async def test_a_root_of_postgresql_that_cannot_be_used_ends_the_service(
+    tmp_path: Path, option: str, named: str, workers: int
+) -> None:
+    places = {"none": str(tmp_path / "none"), "text": __file__}
+    query = f"sslmode=verify-full{option.format(**places)}"
+    url = f"postgresql://user:hunter2@127.0.0.1:1/db?{query}"
+    ended = await serve_with(tmp_path, url, workers=workers)
+    assert_says(ended, f"AUTHZ_DATABASE_URL: {named.format(**places)}", workers)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("ssl_ca_certs={none}", "ssl_ca_certs: cannot read {none}: No such file"),
+        ("ssl_ca_certs={text}", "ssl_ca_certs: no certificate in {text}"),
+        ("ssl_certfile={text}", "ssl_certfile: no certificate with its key in {text}"),
+    ],
+)
+async def test_a_root_of_redis_that_cannot_be_used_ends_the_service(
+    tmp_path: Path, database_url: str, option: str, named: str, workers: int
+) -> None:
+    places = {"none": str(tmp_path / "none"), "text": __file__}
+    redis = f"rediss://user:hunter2@127.0.0.1:1?{option.format(**places)}"
+    ended = await serve_with(tmp_path, database_url, redis, workers=workers)
+    assert_says(ended, f"AUTHZ_REDIS_URL: {named.format(**places)}", workers)
+
+
+async def serve_with(
+    folder: Path, database_url: str, redis_url: str = "", *, workers: int
+) -> programs.Ended:
+    settings = {
+        "AUTHZ_DATABASE_URL": database_url,
+        "AUTHZ_REDIS_URL": redis_url,
+        "AUTHZ_CACHE_SECRET": "s" * 32,
+        "AUTHZ_LISTEN": str(folder),
+        "AUTHZ_METRICS_LISTEN": "127.0.0.1:0",
+        "AUTHZ_WORKERS": str(workers),
+        "HOME": str(folder),  # no certificates of whoever runs the tests
+    }
+    return await programs.authz("serve", cwd=folder, env=settings)
+
+
+def assert_says(ended: programs.Ended, named: str, workers: int) -> None:
+    """One line says what is wrong; of several workers, each and their supervisor."""
+    assert ended.status == 2, ended
+    lines = ended.err.splitlines()
+    assert lines[0].startswith(f"authz: {named}")
+    assert len(lines) <= (1 if workers == 1 else workers + 1)
+    assert "hunter2" not in ended.err

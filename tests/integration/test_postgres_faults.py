@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
+from structlog.testing import capture_logs
 
 from authz.adapters.postgres import connected, pooled
 from authz.adapters.postgres_changes import follow_changes
@@ -14,7 +17,11 @@ from authz.adapters.postgres_key_writer import PostgresKeyWriter
 from authz.adapters.postgres_keys import PostgresKeys
 from authz.errors import StoreUnavailable
 from authz.issuing import issue
-from tests.proxy import line_to
+from tests.failing import until
+from tests.proxy import Line, line_to
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 DIGEST = bytes(32)
 ABSURD = ("", "junk", "\u00e9", "00" * 3000, "ff", "ff" * 31, " ".join(["ff"] * 32))
@@ -38,6 +45,40 @@ class Listener:
 
     async def next(self) -> str | bytes:
         return await asyncio.wait_for(self.heard.get(), FAR_OFF_S)
+
+
+class Pool(Line):
+    """Keeps notifications to itself, as pools in transaction mode do."""
+
+    async def _join(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        answers, behind = await self._connect()
+        self.ends.append(behind)
+        await asyncio.gather(
+            self._forward(reader, behind), self._answer(answers, writer)
+        )
+
+    async def _answer(
+        self, answers: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while head := await answers.readexactly(5):
+                rest = await answers.readexactly(int.from_bytes(head[1:]) - 4)
+                if not head.startswith(b"A"):
+                    writer.write(head + rest)
+        writer.close()
+
+
+@asynccontextmanager
+async def pool_before(database_url: str) -> AsyncIterator[str]:
+    pool, parts = Pool(database_url), urlsplit(database_url)
+    async with await asyncio.start_server(pool.serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        user = parts.netloc.rpartition("@")[0]
+        netloc = f"{user}@127.0.0.1:{port}"
+        yield parts._replace(netloc=netloc, query="sslmode=disable").geturl()
+        pool.close()
 
 
 async def test_a_database_that_hangs_is_unavailable_within_its_time(
@@ -114,3 +155,21 @@ async def test_a_notification_of_anybody_is_only_a_hint(database_url: str) -> No
     assert await listener.next() == DIGEST
     following.cancel()
     await asyncio.wait({following})
+
+
+async def test_where_notifications_do_not_arrive_nobody_is_said_to_listen(
+    database_url: str,
+) -> None:
+    listener = Listener()
+    with capture_logs() as logs:
+
+        async def has_said() -> bool:
+            return bool(logs)
+
+        async with pool_before(database_url) as url:
+            following = asyncio.create_task(follow_changes(url, listener))
+            await until(has_said, FAR_OFF_S)
+            following.cancel()
+            await asyncio.wait({following})
+    assert "notifications do not arrive" in logs[0]["error"]
+    assert listener.heard.empty()
