@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from authz.core import credential
 from authz.core.credential import Peppers
+from authz.core.limits import Limits
 from authz.core.parameters import Parameters
 from authz.ports import NewKey, NewSecret
 
@@ -23,6 +24,7 @@ class Grant(TypedDict):
     models: Sequence[str]
     scopes: Sequence[str]
     parameters: NotRequired[Parameters]
+    limits: NotRequired[Limits]
     expires_at: datetime | None
 
 
@@ -60,6 +62,7 @@ def new_key(name: str, secret: NewSecret, **grant: Unpack[Grant]) -> NewKey:
         models=tuple(grant["models"]),
         scopes=tuple(grant["scopes"]),
         parameters=grant.get("parameters", Parameters()),
+        limits=grant.get("limits", Limits()),
         expires_at=grant["expires_at"],
         secret=secret,
     )

@@ -7,11 +7,12 @@ from datetime import UTC
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from datetime import datetime, timedelta
     from uuid import UUID
 
-    from authz.core.limits import Demand, Limits, Outcome
+    from authz.core.limits import Budget, Demand, Limits, Outcome
+    from authz.core.metering import Finished, Used
     from authz.core.model import Asked, Deny, Key, Request
     from authz.core.parameters import Parameters
 
@@ -47,6 +48,7 @@ class NewKey:
     models: tuple[str, ...]
     scopes: tuple[str, ...]
     parameters: Parameters
+    limits: Limits
     expires_at: datetime | None
     secret: NewSecret
 
@@ -71,6 +73,7 @@ class KeyRecord:
     models: tuple[str, ...]
     scopes: tuple[str, ...]
     parameters: Parameters
+    limits: Limits
     expires_at: datetime | None
     disabled: bool
     revoked_at: datetime | None
@@ -97,12 +100,16 @@ class Expiry:
 
 @dataclass(frozen=True, slots=True)
 class KeyChanges:
-    """What is to be changed of a key; None leaves it as it is."""
+    """What is to be changed of a key; None leaves it as it is.
+
+    ``limits`` has those that change, by name; None ends one.
+    """
 
     owner: str | None = None
     models: tuple[str, ...] | None = None
     scopes: tuple[str, ...] | None = None
     parameters: Parameters | None = None
+    limits: Mapping[str, int | Budget | None] | None = None
     expires: Expiry | None = None
     disabled: bool | None = None
 
@@ -176,6 +183,14 @@ class LimitStore(Protocol):
 
     async def spend(self, key_id: str, begin: int, tokens: int) -> None:
         """Take in what is recorded of a budget; more may have been used since."""
+        ...
+
+
+class UsageLog(Protocol):
+    """Records what requests have used."""
+
+    def note(self, finished: Finished, used: Used) -> None:
+        """Record a request, once by its id; takes no time and never fails."""
         ...
 
 

@@ -95,6 +95,7 @@ class MemoryKeys:
             models=new.models,
             scopes=new.scopes,
             parameters=new.parameters,
+            limits=new.limits,
             expires_at=new.expires_at,
             disabled=False,
             revoked_at=None,
@@ -146,6 +147,7 @@ class MemoryKeys:
         fields_ = {name: getattr(changes, name) for name in changes.__slots__}
         given = {name: value for name, value in fields_.items() if value is not None}
         expires = given.pop("expires", None)
+        given["limits"] = record.limits.changed(given.pop("limits", {}))
         if expires is not None:
             given["expires_at"] = expires.at
         self.records[record.id] = replace(record, **given)
@@ -209,6 +211,7 @@ class MemoryKeys:
             disabled=record.disabled,
             revoked=record.revoked_at is not None,
             version=self.versions[key_id],
+            limits=record.limits,
         )
 
 

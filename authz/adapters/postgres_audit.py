@@ -111,5 +111,6 @@ def _state(key: NewKey | KeyRecord) -> dict[str, object]:
         "models": list(key.models),
         "scopes": list(key.scopes),
         "parameters": str(key.parameters),
+        "limits": str(key.limits),
         "expires_at": rfc3339(key.expires_at),
     }

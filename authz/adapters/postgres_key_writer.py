@@ -12,6 +12,7 @@ from authz.adapters import postgres_audit
 from authz.adapters.postgres import translated_errors
 from authz.adapters.postgres_audit import Change
 from authz.adapters.postgres_transaction import changing
+from authz.core.limits import parse_limits
 from authz.core.parameters import parse_parameters
 from authz.errors import Refused
 from authz.ports import KeyRecord, SecretRecord
@@ -28,8 +29,8 @@ MOST_LIVING_SECRETS = 3
 _PAGE = 500
 
 _RECORDS = """
-SELECT k.id, k.name, k.owner, k.models, k.scopes, k.parameters, k.expires_at,
-       k.disabled, k.revoked_at, k.created_at,
+SELECT k.id, k.name, k.owner, k.models, k.scopes, k.parameters, k.limits,
+       k.expires_at, k.disabled, k.revoked_at, k.created_at,
        coalesce((SELECT s.prefix FROM secrets s WHERE s.key_id = k.id
                   ORDER BY s.created_at DESC LIMIT 1), '') AS prefix,
        (SELECT max(u.at) FROM secrets s JOIN last_used u USING (digest)
@@ -48,8 +49,8 @@ SELECT s.prefix, s.created_at, s.expires_at, u.at AS last_used_at
 _LOCK = "SELECT FROM keys WHERE id = $1 FOR UPDATE"
 
 _ADD_KEY = """
-INSERT INTO keys (id, name, owner, models, scopes, parameters, expires_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7)
+INSERT INTO keys (id, name, owner, models, scopes, parameters, limits, expires_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 """
 _ADD_DIGEST = """
 INSERT INTO secrets (key_id, digest, prefix, pepper_id) VALUES ($1, $2, $3, $4)
@@ -65,7 +66,8 @@ UPDATE keys
    SET owner = coalesce($2, owner), models = coalesce($3, models),
        scopes = coalesce($4, scopes), parameters = coalesce($5, parameters),
        disabled = coalesce($6, disabled),
-       expires_at = CASE WHEN $7 THEN $8 ELSE expires_at END
+       expires_at = CASE WHEN $7 THEN $8 ELSE expires_at END,
+       limits = $9
  WHERE id = $1
 """
 _REVOKE = "UPDATE keys SET revoked_at = now() WHERE id = $1"
@@ -155,6 +157,7 @@ class PostgresKeyWriter:
                 _UPDATE,
                 *(key.id, changes.owner, changes.models, changes.scopes, parameters),
                 *(changes.disabled, changes.expires is not None, expires_at),
+                str(key.limits.changed(changes.limits or {})),
             )
             return await self.show(str(key.id))
 
@@ -227,8 +230,8 @@ def _refuse_if_revoked(key: KeyRecord) -> None:
 
 
 def _key_columns(key: NewKey) -> tuple[object, ...]:
-    grant = (key.owner, key.models, key.scopes, str(key.parameters), key.expires_at)
-    return (key.id, key.name, *grant)
+    grant = (key.owner, key.models, key.scopes, str(key.parameters), str(key.limits))
+    return (key.id, key.name, *grant, key.expires_at)
 
 
 def _columns(secret: NewSecret) -> tuple[object, ...]:
@@ -240,4 +243,5 @@ def _record(row: asyncpg.Record) -> KeyRecord:
     columns["models"] = tuple(columns["models"])
     columns["scopes"] = tuple(columns["scopes"])
     columns["parameters"] = parse_parameters(columns["parameters"])
+    columns["limits"] = parse_limits(columns["limits"])
     return KeyRecord(**columns)

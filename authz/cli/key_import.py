@@ -39,6 +39,7 @@ _FIELDS = {
     "models": "a list of model names and patterns",
     "scopes": "a list of scopes",
     "parameters": "parameters as in `authz keys create`",
+    "limits": "limits as in rpm=60,tpm=100000,concurrency=4,budget=1000000/day",
     "expires_at": "a time in the future, or null",
 }
 _SECRET_FIELDS = ("key", "digest", "prefix")
@@ -55,7 +56,7 @@ async def import_keys(data_dir: Path) -> None:
     """Store existing keys: JSON objects on standard input, one a line; all or none.
 
     name, models, and either key (a raw key) or digest (its SHA-256 in hexadecimal,
-    then perhaps prefix); perhaps owner, scopes, parameters, expires_at.
+    then perhaps prefix); perhaps owner, scopes, parameters, limits, expires_at.
     """
     settings = settings_for(data_dir)
     peppers = load_peppers(settings)
@@ -128,6 +129,7 @@ def _key(fields: Fields, peppers: Peppers) -> NewKey:
         parameters=_text(
             "parameters", options.parameters, fields.get("parameters", "default")
         ),
+        limits=_text("limits", options.limits, fields.get("limits", "")),
         expires_at=(
             None
             if expires_at is None

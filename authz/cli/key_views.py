@@ -14,6 +14,7 @@ from authz.ports import rfc3339
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from authz.core.limits import Limits
     from authz.ports import KeyRecord, SecretRecord
 
 _LIST = ("ID", "NAME", "OWNER", "PREFIX", "STATE", "EXPIRES", "LAST USED", "MODELS")
@@ -74,10 +75,21 @@ def _to_json(record: KeyRecord) -> dict[str, object]:
         "models": list(record.models),
         "scopes": list(record.scopes),
         "parameters": str(record.parameters),
+        **_limits(record.limits),
         "expires_at": rfc3339(record.expires_at),
         "created_at": rfc3339(record.created_at),
         "last_used_at": rfc3339(record.last_used_at),
         "revoked_at": rfc3339(record.revoked_at),
+    }
+
+
+def _limits(limits: Limits) -> dict[str, int | str | None]:
+    """Name each as the option of `keys create` that sets it."""
+    return {
+        "rpm": limits.rpm,
+        "tpm": limits.tpm,
+        "concurrency": limits.concurrency,
+        "budget": None if limits.budget is None else str(limits.budget),
     }
 
 

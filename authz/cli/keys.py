@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from functools import partial
-from typing import TYPE_CHECKING, ParamSpec, TypedDict, Unpack
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, Unpack
 
 import click
 
@@ -14,6 +14,7 @@ from authz.cli.key_import import import_keys
 from authz.cli.key_views import print_key, print_list, print_new, print_whole
 from authz.cli.store import key_writer, refuse_beyond
 from authz.config import load_peppers
+from authz.core.limits import Limits
 from authz.issuing import issue, issue_secret
 from authz.ports import Expiry, KeyChanges
 
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from authz.core.limits import Budget
     from authz.core.parameters import Parameters
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
@@ -40,6 +43,29 @@ parameters_option = partial(
 )
 
 
+_LIMITS = {
+    "rpm": "requests a minute",
+    "tpm": "tokens a minute",
+    "concurrency": "requests at once",
+    "budget": "tokens, N/day or N/month (UTC)",
+}
+
+
+def limits_options(command: Callable[..., T]) -> Callable[..., T]:
+    """Add an option for each limit; the command gets those that are given."""
+
+    @wraps(command)
+    def with_limits(**given: Any) -> T:  # noqa: ANN401 - the other options
+        limits = {name: given.pop(name) for name in _LIMITS}
+        some = {name: n or None for name, n in limits.items() if n is not None}
+        return command(limits=some, **given)
+
+    for name, text in reversed(_LIMITS.items()):
+        option = click.option(f"--{name}", callback=options.limit, help=text)
+        with_limits = option(with_limits)
+    return with_limits
+
+
 def one_key(command: Callable[P, None]) -> Callable[P, None]:
     """Add what every command on one key takes."""
     id_or_name = click.argument("id_or_name", metavar="ID", callback=options.id_or_name)
@@ -53,6 +79,7 @@ class Changes(TypedDict):
     models: tuple[str, ...] | None
     scopes: tuple[str, ...] | None
     parameters: Parameters | None
+    limits: dict[str, int | Budget | None]
     expires: Expiry | None
 
 
@@ -81,18 +108,24 @@ keys.add_command(import_keys)
 @models_option(required=True)
 @scopes_option(default=",".join(options.SCOPES))
 @parameters_option(default="default")
+@limits_options
 @click.option(
     "--expires", "expires_at", callback=options.expires, help="90d or 2030-01-31"
 )
 @json_option
 @data_dir_option
 @async_command
-async def create(data_dir: Path, as_json: bool, **asked: Unpack[Asked]) -> None:
+async def create(
+    data_dir: Path,
+    as_json: bool,
+    limits: dict[str, Any],
+    **asked: Unpack[Asked],
+) -> None:
     """Make a key and print it, this once: only its digest is stored."""
     settings = settings_for(data_dir)
     refuse_beyond(settings.key_max_lifetime, asked["expires_at"], "--expires")
     peppers = load_peppers(settings)
-    new, raw_key = issue(peppers=peppers, **asked)
+    new, raw_key = issue(peppers=peppers, limits=Limits(**limits), **asked)
     async with key_writer(settings, peppers) as writer:
         record = await writer.create(new)
         # Before the connection is closed, which may fail.
@@ -125,6 +158,7 @@ async def show(data_dir: Path, id_or_name: str, as_json: bool) -> None:
 @models_option()
 @scopes_option()
 @parameters_option()
+@limits_options
 @click.option("--expires", callback=options.expiry, help="90d, 2030-01-31 or never")
 @one_key
 @async_command
@@ -132,7 +166,7 @@ async def update(
     data_dir: Path, id_or_name: str, as_json: bool, **changes: Unpack[Changes]
 ) -> None:
     """Change a key; what is not given stays as it is."""
-    if all(change is None for change in changes.values()):
+    if all(change in (None, {}) for change in changes.values()):
         msg = "nothing to change: give an option that `authz keys update -h` names"
         raise click.UsageError(msg)
     settings = settings_for(data_dir)

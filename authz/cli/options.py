@@ -13,6 +13,7 @@ import click
 from authz.config import parse_duration
 from authz.core.allowlist import canonical_pattern
 from authz.core.credential import holds_key
+from authz.core.limits import Budget, Limits, parse_limits
 from authz.core.model import Scope
 from authz.core.parameters import Parameters, parse_parameters
 from authz.ports import Expiry
@@ -107,6 +108,31 @@ def parameters(_context: object, _option: object, text: str) -> Parameters:
         return parse_parameters(text)
     except ValueError as error:
         msg = f"--parameters: {error}"
+        raise click.UsageError(msg) from None
+
+
+def limit(_context: object, option: click.Parameter, text: str) -> int | Budget | None:
+    """Read one limit; ``none`` ends it and is 0."""
+    if text is None or text == "none":
+        return None if text is None else 0
+    try:
+        value: int | Budget = getattr(
+            parse_limits(f"{option.name}={text}"), str(option.name)
+        )
+    except ValueError:
+        example = "1000000/day or /month" if option.name == "budget" else "60"
+        msg = f"--{option.name} takes a number above 0, as in {example}, or none"
+        raise click.UsageError(msg) from None
+    return value
+
+
+@_if_given
+def limits(_context: object, _option: object, text: str) -> Limits:
+    """Read all limits, separated by commas."""
+    try:
+        return parse_limits(text)
+    except ValueError as error:
+        msg = f"--limits: {error}"
         raise click.UsageError(msg) from None
 
 

@@ -12,7 +12,7 @@ The same rules stand in adapters/limits.lua, for replicas that share Redis.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
 from math import ceil
@@ -61,6 +61,10 @@ class Limits:
 
     def __bool__(self) -> bool:
         return self != NONE
+
+    def changed(self, changes: Mapping[str, int | Budget | None]) -> Limits:
+        """Return these with others in place of some, by name."""
+        return replace(self, **changes)  # type: ignore[arg-type] # what each takes
 
     def __str__(self) -> str:
         named = ((name, getattr(self, name)) for name in self.__slots__)

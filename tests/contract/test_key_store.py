@@ -13,6 +13,7 @@ from authz.adapters.postgres import connected, pooled
 from authz.adapters.postgres_key_writer import PostgresKeyWriter
 from authz.adapters.postgres_keys import PostgresKeys
 from authz.core.credential import Peppers
+from authz.core.limits import parse_limits
 from authz.core.model import Scope
 from authz.core.parameters import parse_parameters
 from authz.errors import Refused
@@ -23,6 +24,7 @@ from tests.fakes import MemoryKeys
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from authz.core.limits import Budget
     from authz.core.model import Key
     from authz.ports import KeyReader, KeyWriter, NewKey, NewSecret
 
@@ -118,6 +120,19 @@ async def test_what_is_changed_counts_and_the_rest_stays(store: Store) -> None:
     updated = await store.writer.update(str(new.id), everything)
     assert (updated.owner, updated.models, updated.scopes) == ("", ("*",), ("read",))
     assert updated.parameters == strict
+
+
+async def test_limits_are_set_changed_and_ended_one_by_one(store: Store) -> None:
+    new = replace(new_key(), limits=parse_limits("rpm=60,budget=5000/day"))
+    await store.writer.create(new)
+    changes: dict[str, int | Budget | None] = {"rpm": None, "concurrency": 2}
+    updated = await store.writer.update("ci", KeyChanges(limits=changes))
+    key = await store.reader.find([new.digest])
+    assert key is not None
+    assert key.limits == updated.limits
+    assert str(key.limits) == "concurrency=2,budget=5000/day"
+    await store.writer.update("ci", KeyChanges(owner="somebody"))
+    assert str((await store.writer.show("ci")).limits) == str(key.limits)
 
 
 async def test_an_expiry_is_set_and_taken_away(store: Store) -> None:

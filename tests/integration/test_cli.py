@@ -153,6 +153,22 @@ async def test_what_a_key_may_ask_of_the_machine_is_set_shown_and_changed(
     assert json.loads(updated.out)["parameters"] == "default"
 
 
+async def test_how_much_a_key_may_use_is_set_shown_changed_and_ended(run: Run) -> None:
+    limits = ("--rpm", "60", "--tpm", "90000", "--concurrency", "4")
+    options = ("--name", "ci", "--models", "*", "--json", "--budget", "1000000/day")
+    created = json.loads((await run("keys", "create", *options, *limits)).out)
+    names = ("rpm", "tpm", "concurrency", "budget")
+    assert [created[name] for name in names] == [60, 90000, 4, "1000000/day"]
+    changes = ("--rpm", "none", "--budget", "5/month", "--json")
+    await run("keys", "update", "ci", *changes)
+    shown = json.loads((await run("keys", "show", "ci", "--json")).out)
+    assert [shown[name] for name in names] == [None, 90000, 4, "5/month"]
+    people = (await run("keys", "show", "ci")).out
+    assert re.search(r"^budget +5/month$", people, re.MULTILINE)
+    (event,) = json.loads((await run("audit", "--json")).out)[1:]
+    assert event["before"]["limits"].startswith("rpm=60")
+
+
 async def test_an_update_changes_what_is_given(run: Run) -> None:
     await run("keys", "create", "--name", "ci", "--models", "*", "--owner", "a")
     options = ("--models", "llama3.1", "--scopes", "read", "--json")
@@ -248,6 +264,11 @@ async def test_a_longest_lifetime_also_holds_for_keys_from_before(run: Run) -> N
         ("create", "--name", "a", "--models", "*", "--expires", "yesterday"),
         ("create", "--name", "a", "--models", "*", "--expires", "2001-01-01"),
         ("create", "--name", "a", "--models", "*", "--parameters", "lax"),
+        ("create", "--name", "a", "--models", "*", "--rpm", "0"),
+        ("create", "--name", "a", "--models", "*", "--tpm", "1e5"),
+        ("create", "--name", "a", "--models", "*", "--concurrency", "-1"),
+        ("create", "--name", "a", "--models", "*", "--budget", "5/week"),
+        ("update", "a", "--budget", "5"),
         ("create", "--name", "a", "--models", "*", "--parameters", "strict,num_ctx=x"),
         ("update", "a"),
         ("update", "a", "--expires", "soon"),

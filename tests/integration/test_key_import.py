@@ -56,6 +56,7 @@ async def test_keys_are_imported_by_digest_and_raw(run: Run, database_url: str) 
         "models": ["Llama3.1"],
         "scopes": ["read"],
         "parameters": "strict",
+        "limits": "rpm=60",
         "expires_at": "2999-01-31T00:00:00Z",
         "key": RAW_KEY,
     }
@@ -68,6 +69,7 @@ async def test_keys_are_imported_by_digest_and_raw(run: Run, database_url: str) 
     assert good is not None
     assert (raw.name, raw.owner, raw.models.patterns) == ("raw", "a team", (LLAMA,))
     assert (str(raw.parameters), raw.expires_at is None) == ("strict", False)
+    assert (str(raw.limits), str(good.limits)) == ("rpm=60", "")
     assert (good.name, good.expires_at) == ("good", None)
     assert {scope.value for scope in good.scopes} == {"inference", "read"}
 
@@ -92,6 +94,7 @@ async def test_keys_are_imported_by_digest_and_raw(run: Run, database_url: str) 
         {**GOOD, "name": "other", "scopes": ["admin"]},
         {**GOOD, "name": "other", "owner": None},
         {**GOOD, "name": "other", "parameters": "lax"},
+        {**GOOD, "name": "other", "limits": "rpm=0"},
         {**GOOD, "name": "other", "expires_at": "2001-01-01"},
         {**GOOD, "name": "other", "expires_at": 7},
         {**GOOD, "name": "other", "digest": DIGEST[1:]},

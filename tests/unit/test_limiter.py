@@ -1,0 +1,230 @@
+"""The limiter: shared where it can be, by itself where not, and nothing left held."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from authz.core.allowlist import Allowlist
+from authz.core.limits import Limits, parse_limits
+from authz.core.model import Allow, Deny, Key, Reason
+from authz.core.parameters import Parameters
+from authz.errors import CacheUnavailable, StoreUnavailable
+from authz.limiter import Limiter, MemoryLimits
+from authz.metrics import Metrics
+from tests.fakes import FakeClock, MemoryUsage
+
+if TYPE_CHECKING:
+    from authz.core.limits import Demand, Outcome
+
+
+def allow(limits: str, key_id: str = "k") -> Allow:
+    key = Key(
+        digest=bytes(32),
+        id=key_id,
+        name="n",
+        owner="o",
+        models=Allowlist(("*",)),
+        scopes=frozenset(),
+        parameters=Parameters(),
+        expires_at=None,
+        disabled=False,
+        revoked=False,
+        version=1,
+        limits=parse_limits(limits),
+    )
+    return Allow(key, "/api/chat", "m")
+
+
+class SharedLimits(MemoryLimits):
+    """What replicas share; ``broken`` and ``gate`` play failures."""
+
+    broken = False
+    gate: asyncio.Event | None = None
+
+    async def reserve(
+        self, key_id: str, limits: Limits, demand: Demand, recorded: int | None
+    ) -> Outcome | None:
+        await self._fail()
+        outcome = await super().reserve(key_id, limits, demand, recorded)
+        if self.gate is not None:
+            await self.gate.wait()
+        return outcome
+
+    async def settle(self, key_id: str, request_id: str, tokens: int | None) -> bool:
+        await self._fail()
+        return await super().settle(key_id, request_id, tokens)
+
+    async def _fail(self) -> None:
+        if self.broken:
+            raise CacheUnavailable
+
+
+@dataclass
+class House:
+    """Replicas that share counters and records."""
+
+    clock: FakeClock = field(default_factory=FakeClock)
+    usage: MemoryUsage = field(default_factory=MemoryUsage)
+
+    def __post_init__(self) -> None:
+        self.shared = SharedLimits(self.clock)
+
+    def replica(self) -> Limiter:
+        metrics = Metrics(CollectorRegistry())
+        return Limiter(self.shared, self.usage, self.clock, metrics)
+
+
+def reason(verdict: Allow | Deny) -> Reason | None:
+    return verdict.reason if isinstance(verdict, Deny) else None
+
+
+async def test_replicas_count_together() -> None:
+    house = House()
+    one, other = house.replica(), house.replica()
+    assert reason(await one.admit(allow("rpm=1"), "a", 0)) is None
+    assert reason(await other.admit(allow("rpm=1"), "b", 0)) is Reason.LIMIT_REQUESTS
+
+
+async def test_a_replica_settles_what_another_one_reserved() -> None:
+    house = House()
+    one, other = house.replica(), house.replica()
+    await one.admit(allow("concurrency=1"), "a", 0)
+    await other.settle("k", "a", 0)
+    assert reason(await one.admit(allow("concurrency=1"), "b", 0)) is None
+
+
+async def test_without_redis_a_replica_keeps_the_limits_by_itself() -> None:
+    house = House()
+    limiter = house.replica()
+    house.shared.broken = True
+    assert reason(await limiter.admit(allow("rpm=1"), "a", 0)) is None
+    assert reason(await limiter.admit(allow("rpm=1"), "b", 0)) is Reason.LIMIT_REQUESTS
+
+
+async def test_a_slot_taken_without_redis_is_free_when_redis_is_back() -> None:
+    house = House()
+    limiter = house.replica()
+    house.shared.broken = True
+    await limiter.admit(allow("concurrency=1"), "a", 0)
+    house.shared.broken = False
+    await limiter.settle("k", "a", 0)
+    house.shared.broken = True
+    assert reason(await limiter.admit(allow("concurrency=1"), "b", 0)) is None
+
+
+async def test_what_cannot_be_settled_is_settled_when_redis_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("authz.limiter._RETRY_S", 0.001)
+    house = House()
+    limiter = house.replica()
+    await limiter.admit(allow("concurrency=1"), "a", 0)
+    house.shared.broken = True
+    await limiter.settle("k", "a", 0)
+    house.shared.broken = False
+    settling = asyncio.create_task(limiter.keep_settling())
+    async with asyncio.timeout(5):
+        while reason(await limiter.admit(allow("concurrency=1"), "b", 0)) is not None:
+            pass  # each waits a little for the slot
+    settling.cancel()
+
+
+async def test_a_budget_begins_with_what_is_recorded() -> None:
+    """Whoever empties Redis does not get a budget anew."""
+    house = House()
+    house.usage.tokens["k"] = 100
+    verdict = await house.replica().admit(allow("budget=100/day"), "a", 5)
+    assert reason(verdict) is Reason.LIMIT_BUDGET
+
+
+async def test_a_budget_that_nobody_knows_is_undecided() -> None:
+    house = House()
+    house.usage.broken = True
+    with pytest.raises(StoreUnavailable):
+        await house.replica().admit(allow("budget=100/day"), "a", 5)
+
+
+async def test_limits_without_a_budget_do_not_need_the_records() -> None:
+    house = House()
+    house.usage.broken = True
+    verdict = await house.replica().admit(allow("rpm=1,tpm=9,concurrency=1"), "a", 5)
+    assert isinstance(verdict, Allow)
+
+
+async def test_what_redis_missed_of_a_budget_is_told_within_a_minute() -> None:
+    house = House()
+    limiter = house.replica()
+    await limiter.admit(allow("budget=100/day"), "a", 5)
+    await limiter.admit(allow("budget=100/day"), "b", 5)
+    house.usage.tokens["k"] = 100  # used while Redis did not answer
+    house.clock.forward(60)
+    await limiter.admit(allow("budget=100/day"), "c", 5)
+    async with asyncio.timeout(5):
+        while reason(await limiter.admit(allow("budget=100/day"), "d", 5)) is None:
+            pass  # each lets the others run
+
+
+@pytest.mark.parametrize(("budget", "days"), [("day", 1), ("month", 31)])
+async def test_a_budget_ends_with_its_day_or_month_in_utc(
+    budget: str, days: int
+) -> None:
+    house = House()  # 1 January 2026, 00:00
+    limiter = house.replica()
+    await limiter.admit(allow(f"budget=5/{budget}"), "a", 5)
+    house.clock.forward(days * 86_400 - 1)
+    verdict = await limiter.admit(allow(f"budget=5/{budget}"), "b", 5)
+    assert isinstance(verdict, Deny)
+    assert verdict.limited is not None
+    assert verdict.limited.retry_after_s == 1
+    house.clock.forward(1)
+    assert reason(await limiter.admit(allow(f"budget=5/{budget}"), "c", 5)) is None
+
+
+async def test_a_client_that_leaves_while_it_is_checked_holds_nothing() -> None:
+    house = House()
+    limiter = house.replica()
+    house.shared.gate = asyncio.Event()
+    leaving = asyncio.create_task(limiter.admit(allow("concurrency=1"), "a", 0))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    house.shared.gate.set()
+    verdict = await limiter.admit(allow("concurrency=1"), "b", 0)
+    assert reason(verdict) is None
+
+
+async def test_a_request_that_comes_right_after_another_has_ended_gets_its_slot() -> (
+    None
+):
+    """A client has its answer a little before we hear that it was the end."""
+    limiter = House().replica()
+    await limiter.admit(allow("concurrency=1"), "a", 0)
+    following = asyncio.create_task(limiter.admit(allow("concurrency=1"), "b", 0))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await limiter.settle("k", "a", 0)
+    assert reason(await following) is None
+
+
+async def test_an_entry_without_a_key_settles_by_the_id_of_its_request() -> None:
+    limiter = House().replica()
+    await limiter.admit(allow("concurrency=1"), "a", 0)
+    await limiter.settle(None, "never seen", 0)
+    await limiter.settle(None, "a", 0)
+    assert reason(await limiter.admit(allow("concurrency=1"), "b", 0)) is None
+
+
+async def test_several_workers_without_redis_are_undecided() -> None:
+    """Each would admit the whole limit."""
+    house = House()
+    metrics = Metrics(CollectorRegistry())
+    worker = Limiter(None, house.usage, house.clock, metrics, alone=False)
+    with pytest.raises(StoreUnavailable):
+        await worker.admit(allow("rpm=1"), "a", 0)
