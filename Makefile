@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help up test lint bench fuzz routes protos pins setup clean
+.PHONY: help up test lint bench chaos fuzz routes protos pins setup clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,8 +13,10 @@ help: ## Show this list
 up: $(VENV)/local ## Start the whole gateway on embedded parts, in the foreground
 	@exec $(BIN)/authz up
 
+# Each of two processes starts parts of its own and takes one file after the other;
+# the quick files come last, so that both end at about the same time.
 test: lint ## Run lint, types, import layers and all tests on real parts
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/dev ## Check style, types and layers
 	$(BIN)/ruff check .
@@ -24,6 +26,9 @@ lint: $(VENV)/dev ## Check style, types and layers
 
 bench: $(VENV)/dev ## Measure what the gateway costs, how fast it revokes, and a million keys
 	$(BIN)/python -m benchmarks
+
+chaos: $(VENV)/dev ## Lose a primary, fill disks and memory, break a cluster; needs root to mount
+	$(BIN)/python -m pytest -m chaos tests/chaos
 
 fuzz: $(VENV)/dev ## Search for a minute for inputs that break a property
 	$(BIN)/python -m tests.fuzz

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import structlog
+if TYPE_CHECKING:
+    import structlog
 
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["json", "console"]
@@ -14,6 +15,9 @@ Format = Literal["json", "console"]
 
 def configure(level: Level, style: Format) -> None:
     """Set up structlog for this process."""
+    # Commands that log nothing need Level and Format alone, and it takes long.
+    import structlog  # noqa: PLC0415
+
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if style == "json"

@@ -1,4 +1,4 @@
-"""What the tests share: one PostgreSQL, one Redis, one gateway a run."""
+"""What the tests of one process share: one PostgreSQL, one Redis, one gateway."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
+from tests import secrecy
 from tests.gateway import (
     Gateway,
     Standin,
@@ -18,7 +20,7 @@ from tests.gateway import (
 from tests.services import Databases, databases, redis_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from tests.upstream import RawUpstream
 
@@ -28,9 +30,17 @@ for name in list(os.environ):
         del os.environ[name]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put last what looks at the logs of all the others."""
-    items.sort(key=lambda item: item.path.name == "test_no_secret_in_logs.py")
+# How long one example takes says how busy the machine is. What has to be quick has
+# a test that says how quick.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Look at what all tests of this process logged; made first, so it ends last."""
+    yield
+    secrecy.assert_nothing_leaked(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
-"""What the whole run logged, and the secrets that it was given: never both in one."""
+"""What a whole run logs, and the secrets that it is given: never both in one.
+
+Every process of the tests looks at its own logs when all that it started has ended.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,19 @@ def leaks(text: bytes) -> Iterable[bytes]:
     """Return the raw keys and the known secrets in a text."""
     yield from (found for found in _KEY.findall(text) if _is_key(found.decode()))
     yield from (secret for secret in secrets if len(secret) > 7 and secret in text)
+
+
+def logs_below(folder: Path) -> list[Path]:
+    """Return the logs of the programs that were started there."""
+    return sorted(folder.rglob("*.log"))
+
+
+def assert_nothing_leaked(folder: Path) -> None:
+    """Look into every log there, and into what commands printed as errors."""
+    for log in logs_below(folder):
+        assert not list(leaks(log.read_bytes())), f"a secret is in {log}"
+    for printed in errors_printed:
+        assert not list(leaks(printed)), f"a secret was printed: {printed!r}"
 
 
 def _is_key(text: str) -> bool:

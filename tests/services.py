@@ -11,8 +11,6 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from uuid import uuid4
 
 import asyncpg
-from testcontainers.community.postgres import PostgresContainer
-from testcontainers.community.redis import RedisContainer
 
 from authz.adapters import postgres_schema
 from authz.adapters.postgres import connected
@@ -86,6 +84,8 @@ async def redis_server(directory: Path) -> AsyncIterator[str]:
     if given:
         yield given
     elif _docker_answers():
+        from testcontainers.community.redis import RedisContainer  # noqa: PLC0415 - slow to import
+
         with RedisContainer("redis:7.4-bookworm") as container:
             host = container.get_container_host_ip()
             yield f"redis://{host}:{container.get_exposed_port(6379)}/0"
@@ -101,6 +101,8 @@ async def _postgres(directory: Path) -> AsyncIterator[str]:
     if given:
         yield given
     elif _docker_answers():
+        from testcontainers.community.postgres import PostgresContainer  # noqa: PLC0415 - slow to import
+
         with PostgresContainer("postgres:16.10-bookworm", driver=None) as container:
             yield container.get_connection_url()
     else:

@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import click
 
-from authz.cli.audit import audit
-from authz.cli.grants import grants
-from authz.cli.healthcheck import healthcheck
-from authz.cli.keys import keys
-from authz.cli.migrate import migrate
-from authz.cli.serve import serve
-from authz.cli.up import up
 from authz.errors import AuthzError, ConfigError, SchemaError
 
+_COMMANDS = (
+    "audit",
+    "grants",
+    "healthcheck",
+    "keys",
+    "migrate",
+    "serve",
+    "up",
+    "usage",
+)
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class _Commands(click.Group):
+    """Commands, each in the module of its name, imported when it is called.
+
+    What `serve` needs takes longer to import than `keys` to do its work.
+    """
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        """Return the names of all."""
+        return list(_COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Import a command; for a name that none has, all: one may be meant."""
+        for found in (name,) if name in _COMMANDS else _COMMANDS:
+            self.add_command(getattr(import_module(f"authz.cli.{found}"), found))
+        return super().get_command(context, name)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="authz")
 def cli() -> None:
     """Say who may call Ollama, and with which models: an Envoy ext_authz service."""
-
-
-for command in (serve, up, keys, audit, migrate, grants, healthcheck):
-    cli.add_command(command)
 
 
 def run() -> None:

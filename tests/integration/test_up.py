@@ -72,6 +72,18 @@ async def up(
             await running.stop()
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the run that some tests share."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+async def running(folder: Path) -> AsyncIterator[Up]:
+    async with up(folder) as running:
+        yield running
+
+
 async def ask(url: str, key: str) -> httpx.Response:
     async with httpx.AsyncClient() as client:
         return await client.post(f"{url}/api/chat", json=CHAT, headers=bearer(key))
@@ -91,27 +103,35 @@ async def test_the_first_run_makes_a_key_that_later_runs_keep(tmp_path: Path) ->
         assert await second.stop(signal.SIGINT) == 0
 
 
-async def test_other_commands_work_in_the_same_folder(tmp_path: Path) -> None:
-    async with up(tmp_path) as running:
-        options = ("--name", "second", "--models", "llama3.1", "--json")
-        created = await authz("keys", "create", *options, cwd=tmp_path)
-        assert "database:" in created.err
-        assert (await ask(running.url, json.loads(created.out)["key"])).is_success
-        revoked = await authz("keys", "revoke", "second", cwd=tmp_path)
-        assert revoked.status == 0
+async def test_other_commands_work_in_the_same_folder(
+    folder: Path, running: Up
+) -> None:
+    options = ("--name", "second", "--models", "llama3.1", "--json")
+    created = await authz("keys", "create", *options, cwd=folder)
+    assert "database:" in created.err
+    assert (await ask(running.url, json.loads(created.out)["key"])).is_success
+    revoked = await authz("keys", "revoke", "second", cwd=folder)
+    assert revoked.status == 0
 
 
-async def test_what_it_writes_is_private(tmp_path: Path) -> None:
-    async with up(tmp_path) as running:
-        data_dir = tmp_path / ".authz"
-        assert stat.S_IMODE(data_dir.stat().st_mode) == 0o700
-        for name in ("env", "demo.key", "cache-secret"):
-            assert stat.S_IMODE((data_dir / name).stat().st_mode) == 0o600
-        env = (data_dir / "env").read_text()
-        password = env.partition("://authz:")[2].partition("@")[0]
-        assert password
-        for pid in running.descendants().values():
-            assert password not in Path(f"/proc/{pid}/cmdline").read_text()
+async def test_what_it_writes_is_private(folder: Path, running: Up) -> None:
+    data_dir = folder / ".authz"
+    assert stat.S_IMODE(data_dir.stat().st_mode) == 0o700
+    for name in ("env", "demo.key", "cache-secret"):
+        assert stat.S_IMODE((data_dir / name).stat().st_mode) == 0o600
+    env = (data_dir / "env").read_text()
+    password = env.partition("://authz:")[2].partition("@")[0]
+    assert password
+    for pid in running.descendants().values():
+        assert password not in Path(f"/proc/{pid}/cmdline").read_text()
+
+
+@pytest.mark.usefixtures("running")
+async def test_a_second_run_on_the_same_folder_is_refused(folder: Path) -> None:
+    listen = ("--listen", f"127.0.0.1:{free_port()}")
+    ended = await authz("up", *listen, cwd=folder)
+    assert ended.status == 2
+    assert "another authz up runs in" in ended.err
 
 
 async def test_it_stops_all_that_it_started(tmp_path: Path) -> None:
@@ -128,9 +148,11 @@ async def test_it_stops_all_that_it_started(tmp_path: Path) -> None:
     [("envoy", "envoy"), ("postgres", "postgres"), ("redis-server", "redis")],
 )
 async def test_a_child_that_dies_ends_the_run_and_is_named(
-    tmp_path: Path, program: str, name: str
+    tmp_path: Path, database_url: str, program: str, name: str
 ) -> None:
-    async with up(tmp_path) as running:
+    # Only the database that may die here has to be its own, which takes a while.
+    given = {} if name == "postgres" else {"AUTHZ_DATABASE_URL": database_url}
+    async with up(tmp_path, env=given) as running:
         os.kill(running.descendants()[program], signal.SIGKILL)
         _, err = await asyncio.wait_for(running.process.communicate(), READY_WITHIN_S)
         assert running.process.returncode == 1
@@ -145,14 +167,6 @@ async def test_a_taken_port_is_one_line_that_names_it(tmp_path: Path) -> None:
     assert (ended.status, ended.out) == (2, "")
     problem = f"cannot listen on port {port} of 127.0.0.1: it is taken"
     assert ended.err == f"authz: {problem}\n"
-
-
-async def test_a_second_run_on_the_same_folder_is_refused(tmp_path: Path) -> None:
-    async with up(tmp_path):
-        listen = ("--listen", f"127.0.0.1:{free_port()}")
-        ended = await authz("up", *listen, cwd=tmp_path)
-        assert ended.status == 2
-        assert "another authz up runs in" in ended.err
 
 
 async def test_a_demo_key_that_no_longer_works_is_made_anew(tmp_path: Path) -> None:
@@ -196,8 +210,11 @@ async def test_an_address_that_is_none_is_one_line(tmp_path: Path, listen: str) 
     assert ended.err == "authz: --listen takes host:port, as in 127.0.0.1:8080\n"
 
 
-async def test_an_explicit_upstream_is_never_replaced(tmp_path: Path) -> None:
-    async with up(tmp_path, "--upstream", "http://127.0.0.1:1") as running:
+async def test_an_explicit_upstream_is_never_replaced(
+    tmp_path: Path, database_url: str
+) -> None:
+    given = {"AUTHZ_DATABASE_URL": database_url}
+    async with up(tmp_path, "--upstream", "http://127.0.0.1:1", env=given) as running:
         assert not any("stand-in" in line for line in running.lines)
         key = (tmp_path / ".authz" / "demo.key").read_text().strip()
         answer = await ask(running.url, key)
@@ -205,8 +222,9 @@ async def test_an_explicit_upstream_is_never_replaced(tmp_path: Path) -> None:
         assert answer.json()["error"]["code"] == "upstream_error"
 
 
-async def test_two_workers_share_the_work(tmp_path: Path) -> None:
-    async with up(tmp_path, "--workers", "2") as running:
+async def test_two_workers_share_the_work(tmp_path: Path, database_url: str) -> None:
+    given = {"AUTHZ_DATABASE_URL": database_url}
+    async with up(tmp_path, "--workers", "2", env=given) as running:
         key = (tmp_path / ".authz" / "demo.key").read_text().strip()
         statuses = {(await ask(running.url, key)).status_code for _ in range(20)}
         assert statuses == {200}

@@ -217,6 +217,7 @@ JSON = st.recursive(
         st.lists(inner)
         | st.dictionaries(st.sampled_from(["name", "model", "x"]), inner)
     ),
+    max_leaves=10,
 )
 
 

@@ -278,13 +278,13 @@ def images(picture: bytes) -> bytes:
     ],
 )
 def test_a_hostile_mebibyte_is_read_in_time(body: bytes) -> None:
-    start = time.perf_counter()
+    start = time.process_time()  # our work, however busy the machine is
     assert isinstance(ask(CHAT, body), Asked | Deny)
-    assert time.perf_counter() - start < 2  # 0.3 s is what the slowest takes alone
+    assert time.process_time() - start < 2  # 0.3 s is what the slowest takes alone
 
 
 def test_many_stars_are_matched_in_time() -> None:
     pattern = f"h/n/{'*a' * 40}:t"
-    start = time.perf_counter()
+    start = time.process_time()
     assert not Allowlist((pattern,) * 1000).allows(f"h/n/{'a' * 79}b:t")
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

@@ -62,24 +62,34 @@ async def broken(
         yield gateway
 
 
-@pytest.mark.parametrize("script", ["", "x = 1", "envoy_on_response = nil"])
+@pytest.fixture(scope="module", params=["", "x = 1", "envoy_on_response = nil"])
+async def useless(
+    request: pytest.FixtureRequest,
+    stores: Stores,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[Gateway[RawUpstream]]:
+    def write_script(directory: Path) -> None:
+        (directory / "gateway.lua").write_text(request.param)
+
+    logs = tmp_path_factory.mktemp("useless")
+    async with own_gateway(stores, logs, write_script) as gateway:
+        yield gateway
+
+
 @pytest.mark.parametrize("status", [200, 500])
 async def test_without_a_working_script_no_answer_gets_out(
-    stores: Stores, tmp_path: Path, script: str, status: int
+    useless: Gateway[RawUpstream], status: int
 ) -> None:
-    def write_script(directory: Path) -> None:
-        (directory / "gateway.lua").write_text(script)
-
-    async with own_gateway(stores, tmp_path, write_script) as gateway:
-        gateway.upstream.script = answer(status, SECRET)
-        answered = await ask(gateway)
-        assert_row(answered, rows.UPSTREAM)
-        gateway.upstream.script = answer(status)
-        assert (await ask(gateway, b"HEAD")).status == rows.UPSTREAM.status
+    key = await useless.new_key()
+    useless.upstream.script = answer(status, SECRET)
+    assert_row(await ask(useless, key), rows.UPSTREAM)
+    useless.upstream.script = answer(status)
+    assert (await ask(useless, key, b"HEAD")).status == rows.UPSTREAM.status
 
 
-async def ask(gateway: Gateway[RawUpstream], method: bytes = b"GET") -> Answer:
-    key = await gateway.new_key()
+async def ask(
+    gateway: Gateway[RawUpstream], key: str, method: bytes = b"GET"
+) -> Answer:
     return await http1(
         gateway.port,
         method + b" /api/version HTTP/1.1\r\nhost: a\r\nauthorization: Bearer "
@@ -110,14 +120,15 @@ async def test_an_error_becomes_a_502_wherever_the_script_breaks(
 ) -> None:
     head = method == b"HEAD"
     script = answer(status, b"" if head else SECRET)
+    key = await broken.new_key()
     for step in range(1, STEPS):
         broken.upstream.script = at_step(step, script)
-        answered = await ask(broken, method)
+        answered = await ask(broken, key, method)
         took = row if answered.status == row.status else rows.UPSTREAM
         assert_row(answered, took, head=head)
     # So many steps that the last lies behind the script's end.
     broken.upstream.script = at_step(STEPS, script)
-    assert_row(await ask(broken, method), row, head=head)
+    assert_row(await ask(broken, key, method), row, head=head)
 
 
 @pytest.mark.parametrize("content_type", ["application/x-ndjson", "text/event-stream"])
@@ -127,13 +138,14 @@ async def test_a_stream_lets_no_error_out_wherever_the_script_breaks(
     prefix = b"data: " if content_type == "text/event-stream" else b""
     error = prefix + b'{"error":"%b"}\n' % SECRET
     whole = stream(content_type, [prefix + b'{"n":1}\n', error])
+    key = await broken.new_key()
     for step in range(1, STEPS):
         broken.upstream.script = at_step(step, whole)
-        answered = await ask(broken)
+        answered = await ask(broken, key)
         assert answered.status in {200, rows.UPSTREAM.status}, step
         assert SECRET not in answered.body, step
     broken.upstream.script = at_step(STEPS, whole)
-    answered = await ask(broken)
+    answered = await ask(broken, key)
     assert answered.body == prefix + b'{"n":1}\n' + prefix + (
         b'{"error":"The model server failed."}\n'
     )

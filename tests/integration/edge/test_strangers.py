@@ -16,7 +16,7 @@ from tests.raw import Http2, http1
 from tests.rows import assert_row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator
 
     from tests.gateway import Gateway, Stores
     from tests.upstream import RawUpstream
@@ -86,20 +86,29 @@ def unseen(directory: Path) -> None:
     file.write_text(found.sub("", text))
 
 
-@pytest.mark.parametrize("edit", [partial, unseen], ids=["in part", "not at all"])
+@pytest.fixture(scope="module", params=[partial, unseen], ids=["in part", "not at all"])
+async def edited(
+    request: pytest.FixtureRequest,
+    stores: Stores,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[RawGateway]:
+    """Run a listener that somebody has edited without knowing better."""
+    logs = tmp_path_factory.mktemp("edited")
+    async with own_gateway(stores, logs, request.param) as gateway:
+        yield gateway
+
+
 @pytest.mark.parametrize("more", [b"", b"authorization: Bearer x\r\n"])
 async def test_a_body_that_authz_did_not_see_in_full_is_refused(
-    stores: Stores, tmp_path: Path, edit: Callable[[Path], None], more: bytes
+    edited: RawGateway, more: bytes
 ) -> None:
-    """As with a listener that somebody has edited without knowing better."""
     body = b'{"model":"llama3.1"} ' + b" " * 100
-    async with own_gateway(stores, tmp_path, edit) as gateway:
-        key = await gateway.new_key()
-        head = b"POST /api/chat HTTP/1.1\r\nhost: a\r\nauthorization: Bearer %b\r\n"
-        length = b"content-length: %d\r\n\r\n" % len(body)
-        answered = await http1(gateway.port, head % key.encode() + more + length + body)
-        assert_row(answered, rows.UNAUTHORIZED if more else rows.INVALID)
-        assert gateway.upstream.received == []
+    key = await edited.new_key()
+    head = b"POST /api/chat HTTP/1.1\r\nhost: a\r\nauthorization: Bearer %b\r\n"
+    length = b"content-length: %d\r\n\r\n" % len(body)
+    answered = await http1(edited.port, head % key.encode() + more + length + body)
+    assert_row(answered, rows.UNAUTHORIZED if more else rows.INVALID)
+    assert edited.upstream.received == []
 
 
 @pytest.mark.parametrize("size", [0, 10, 70_000])
