@@ -68,6 +68,7 @@ class Lookup:
         self._unknown: dict[bytes, datetime] = {}
         self._flights: dict[bytes, asyncio.Task[Key | None]] = {}
         self._listening_since: datetime | None = None
+        self._heard_since: datetime | None = None
         self._strangers = Strangers(store, freshness.misses_per_s, now, metrics)
 
     async def find(self, digests: Sequence[bytes], source: str = "") -> Key | None:
@@ -88,6 +89,8 @@ class Lookup:
         elif self._is_known_to_nobody(digests):
             self._metrics.lookups.labels("memory").inc()
             return None
+        elif not self._shared.is_expected(digests):
+            self._strangers.refuse_excess(source)
         flight = self._under_way(digests)
         if flight is None:
             flight = asyncio.create_task(self._load(digests, known, source))
@@ -111,6 +114,7 @@ class Lookup:
     def listening(self) -> None:
         """Notifications arrive from now on; what was verified before is not fresh."""
         self._listening_since = self._now()
+        self._heard_since = self._heard_since or self._listening_since
         self._flights.clear()
         self._current.clear()
         self._unknown.clear()
@@ -142,13 +146,22 @@ class Lookup:
         except StoreUnavailable as error:
             if self._under_way(digests) is not asyncio.current_task():
                 raise  # it has changed meanwhile
-            return self._last_known(error, known, shared)
+            return self._last_known(error, known, self._if_heard_of(shared))
         self._metrics.lookups.labels("postgres").inc()
         if key is None:
+            self._shared.absent(digests)
             self._remember_unknown(digests, asked_at)
         elif self._remember(digests, verified := Verified(key, asked_at)):
             self._shared.put(verified)
         return key
+
+    def _if_heard_of(self, shared: Verified | None) -> Verified | None:
+        """Take what others verified for true if we would know of a change since.
+
+        What is older may have been put back into Redis after a revocation.
+        """
+        since = self._heard_since
+        return shared if shared and since and shared.at >= since else None
 
     def _last_known(self, error: StoreUnavailable, *answers: Verified | None) -> Key:
         newest = max((a for a in answers if a), key=lambda a: a.at, default=None)

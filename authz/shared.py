@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _RETRY_S = 1.0
 _AT_ONCE = 500
 _MOST_PUTTING = 100
+# Above any; versions are bigint.
+_NO_VERSION = 2.0**64
 
 
 class Shared:
@@ -78,8 +80,14 @@ class Shared:
         return True
 
     def is_expected(self, digests: Sequence[bytes]) -> bool:
-        """Tell whether one of them belongs to a key that has changed or is new."""
-        return any(digest in self._least for digest in digests)
+        """Tell whether one of them is said to have changed, and was not asked for."""
+        return any(self._least.get(digest) == math.inf for digest in digests)
+
+    def absent(self, digests: Sequence[bytes]) -> None:
+        """Expect none of them any more: PostgreSQL has none, whoever said so."""
+        for digest in digests:
+            if digest in self._least:
+                self._least[digest] = _NO_VERSION
 
     def forget_changes(self, now: datetime) -> None:
         """Make room: believe nothing that was verified up to now."""

@@ -60,10 +60,10 @@ class Strangers:
 
     async def find(self, digests: Sequence[bytes], source: str) -> Key | None:
         """Return the key, None if there is none. Raises StoreUnavailable."""
-        self._refuse_excess(source)
+        self.refuse_excess(source)
         await self._take_place()
         try:
-            self._refuse_excess(source)
+            self.refuse_excess(source)
             key = await self._store.find(digests)
         finally:
             self._places.release()
@@ -84,7 +84,8 @@ class Strangers:
         finally:
             self._waiting -= 1
 
-    def _refuse_excess(self, source: str) -> None:
+    def refuse_excess(self, source: str) -> None:
+        """Raise StoreUnavailable for a source that has had its share."""
         now = self._now().timestamp()
         if any(misses.exceeded(source, now) for misses in self._misses):
             raise self._excess()

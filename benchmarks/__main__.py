@@ -22,6 +22,7 @@ from benchmarks.report import (
 )
 from benchmarks.revocation import measure_revocation
 from benchmarks.scale import measure_scale
+from benchmarks.strangers import measure_strangers, strangers_section
 from benchmarks.streams import measure_streams
 from benchmarks.subjects import Subjects, request_subjects, stream_subjects
 from benchmarks.surroundings import surroundings
@@ -49,7 +50,7 @@ _RESULT = Path(__file__).parent / "results" / "latest.md"
 )
 @click.option(
     "--only",
-    type=click.Choice(["requests", "streams", "revocation", "scale"]),
+    type=click.Choice(["requests", "streams", "revocation", "scale", "strangers"]),
     help="Measure this alone, and keep no report.",
 )
 def main(rounds: int, seconds: int, only: str | None) -> None:
@@ -73,6 +74,8 @@ async def _run(rounds: int, seconds: int, only: str | None) -> str:
         sections.append(revocation_section(await measure_revocation()))
     if only in {None, "scale"}:
         sections.append(scale_section(await measure_scale()))
+    if only in {None, "strangers"}:
+        sections.append(strangers_section(await measure_strangers()))
     return document(surroundings(version), sections)
 
 

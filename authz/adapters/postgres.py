@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl, urlsplit
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
 
@@ -14,12 +15,14 @@ from authz.errors import ConfigError, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from urllib.parse import SplitResult
 
     Connection = asyncpg.Connection[asyncpg.Record]
     Pool = asyncpg.Pool[asyncpg.Record]
     PoolConnection = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
 
 CONNECT_TIMEOUT_S = 5.0
+_PORT = 5432
 _TLS = TlsOptions("sslrootcert", "sslcert", "sslkey", "sslpassword")
 _ERRORS = (
     asyncpg.PostgresError,
@@ -44,7 +47,20 @@ def translated_errors() -> Iterator[None]:
         raise StoreUnavailable(msg) from error
 
 
-def why_never(error: StoreUnavailable, url: str) -> str | None:
+@contextmanager
+def refusing_the_hopeless(url: str) -> Iterator[None]:
+    """Raise ConfigError in place of a StoreUnavailable that no waiting would mend."""
+    try:
+        yield
+    except StoreUnavailable as error:
+        reason = _why_never(error, url)
+        if reason is None:
+            raise
+        msg = f"AUTHZ_DATABASE_URL: {reason}"
+        raise ConfigError(msg) from None
+
+
+def _why_never(error: StoreUnavailable, url: str) -> str | None:
     """Return why we and the server at the URL will not do; None if we may yet."""
     match error.__cause__:
         case asyncpg.InvalidAuthorizationSpecificationError():
@@ -64,27 +80,83 @@ def why_never(error: StoreUnavailable, url: str) -> str | None:
 async def connected(url: str) -> AsyncIterator[Connection]:
     """Open one connection. Raises StoreUnavailable."""
     with translated_errors(), _settings_checked():
-        connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S)
+        connection = await _connect(url, timeout=CONNECT_TIMEOUT_S)
     try:
         yield connection
     except BaseException:
         connection.terminate()  # a server that hangs does not say goodbye
         raise
-    await connection.close(timeout=CONNECT_TIMEOUT_S)
+    with suppress(TimeoutError):  # all is done, and the line is ended either way
+        await connection.close(timeout=CONNECT_TIMEOUT_S)
 
 
 @asynccontextmanager
 async def pooled(url: str) -> AsyncIterator[Pool]:
     """Open a pool that connects when it is first used."""
     with _settings_checked():
-        pool = asyncpg.create_pool(
-            url, min_size=0, max_size=8, timeout=CONNECT_TIMEOUT_S, reset=_keep_as_it_is
+        pool: Pool = asyncpg.create_pool(  # type: ignore[call-overload] # by `connect`
+            url,
+            min_size=0,
+            max_size=8,
+            timeout=CONNECT_TIMEOUT_S,
+            connect=_connect,
+            reset=_keep_as_it_is,
         )
         await pool
     try:
         yield pool
     finally:
         pool.terminate()
+
+
+async def _connect(url: str, **options: Any) -> Connection:  # noqa: ANN401 - theirs
+    """Connect to whichever host will do; all at once, for one may hang.
+
+    The driver would ask one after the other, and spend all the time on that one.
+    """
+    hosts = hosts_of(url)
+    pending: set[asyncio.Task[Connection]] = {
+        asyncio.ensure_future(asyncpg.connect(url, **options, **host)) for host in hosts
+    }
+    errors: list[BaseException] = []
+    try:
+        while pending:
+            done, pending = await asyncio.wait(
+                pending, return_when=asyncio.FIRST_COMPLETED
+            )
+            good = [attempt for attempt in done if attempt.exception() is None]
+            for superfluous in good[1:]:
+                superfluous.result().terminate()
+            if good:
+                return good[0].result()
+            errors += [error for each in done if (error := each.exception())]
+    finally:
+        for attempt in pending:
+            attempt.cancel()
+    # What a server says tells more than that another one is a standby, or away.
+    raise max(errors, key=lambda error: isinstance(error, asyncpg.PostgresError))
+
+
+def hosts_of(url: str) -> list[dict[str, Any]]:
+    """Return the hosts of a URL as options of the driver; of one, none is needed."""
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    named = parts.netloc.rpartition("@")[2].split(",")
+    if len(named) > 1:
+        return [_host(urlsplit(f"//{host}")) for host in named]
+    folders = query.get("host", "").split(",")
+    if len(folders) == 1:
+        return [{}]
+    ports = query.get("port", "").split(",")
+    ports *= len(folders) if len(ports) == 1 else 1
+    return [
+        {"host": host, "port": int(port or _PORT)}
+        for host, port in zip(folders, ports, strict=True)
+    ]
+
+
+def _host(parts: SplitResult) -> dict[str, Any]:
+    return {"host": unquote(parts.hostname or ""), "port": parts.port or _PORT}
 
 
 async def _keep_as_it_is(_connection: object) -> None:

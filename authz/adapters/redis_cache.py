@@ -20,6 +20,7 @@ from authz.core.allowlist import compiled
 from authz.core.limits import parse_limits
 from authz.core.model import Key, Scope
 from authz.core.parameters import parse_parameters
+from authz.errors import CacheUnavailable
 from authz.ports import Verified
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from authz.adapters.redis_client import Client
 
 _MAC_BYTES = 32
+
+# What the driver raises where it stumbles over an answer that no Redis gives.
+_NOT_REDIS = (ValueError, TypeError, LookupError, RecursionError)
 
 # A key with the most patterns has some 100 KiB; what is longer is not shared.
 _MOST_BYTES = 256 * 1024
@@ -106,7 +110,10 @@ class RedisKeyCache:
 async def _in_time() -> AsyncIterator[None]:
     with translated_errors():
         async with asyncio.timeout(TIMEOUT_S):
-            yield
+            try:
+                yield
+            except _NOT_REDIS as error:
+                raise CacheUnavailable(type(error).__name__) from error
 
 
 def _entry(digest: bytes) -> str:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from authz.adapters.postgres import connected
+from authz.adapters.postgres import connected, refusing_the_hopeless
 from authz.adapters.postgres_key_writer import PostgresKeyWriter
 from authz.adapters.postgres_keys import check_peppers
 from authz.adapters.postgres_schema import check_schema
@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def current_schema(settings: Settings) -> AsyncIterator[Connection]:
     """Connect to a database whose schema this version knows."""
-    async with connected(settings.database_url.get_secret_value()) as connection:
-        await check_schema(connection)
-        yield connection
+    url = settings.database_url.get_secret_value()
+    with refusing_the_hopeless(url):
+        async with connected(url) as connection:
+            await check_schema(connection)
+            yield connection
 
 
 @asynccontextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import tracemalloc
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -148,6 +150,83 @@ async def test_a_redis_that_hangs_is_unavailable_within_its_time(
             with pytest.raises(CacheUnavailable):
                 await RedisKeyCache(hung, b"secret", LIFETIME).get([digest])
         released.set()
+
+
+HOSTILE = {
+    "nested too deep": b"*1\r\n" * 100_000,
+    "no number": b":x\r\n",
+    "no length": b"$x\r\n",
+    "too many digits": b"(" + b"9" * 5000 + b"\r\n",
+    "a list for a name": b"%1\r\n*1\r\n:1\r\n:2\r\n",
+    "an empty push": b">0\r\n",
+    "nowhere to go": b"-MOVED 1 127.0.0.1:x\r\n",
+    "no text": b"-\xff\xfe\r\n",
+    "no type": b"?\r\n",
+    "a hundred million answers": b"*100000000\r\n",
+    "more than there is room for": b"$9999999999\r\n" + b"x" * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("answer", HOSTILE.values(), ids=HOSTILE)
+async def test_what_no_redis_would_answer_is_unavailable(
+    tmp_path: Path, digest: bytes, answer: bytes
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while command := await reader.read(65536):
+                if b"HELLO" in command:
+                    writer.write(b"%1\r\n+proto\r\n:3\r\n")
+                writer.write(b"+OK\r\n" * command.count(b"SETINFO"))
+                if b"authz:key" in command:
+                    writer.write(answer)
+                await writer.drain()
+        writer.close()
+
+    socket = tmp_path / "hostile.sock"
+    async with (
+        await asyncio.start_unix_server(serve, socket),
+        Redis.from_url(f"unix://{socket}") as hostile,
+    ):
+        cache = RedisKeyCache(hostile, b"secret", LIFETIME)
+        for use in (cache.get([digest]), cache.put(of(digest)), cache.drop([digest])):
+            with suppress(CacheUnavailable):
+                assert await use is None
+
+
+async def test_a_redis_that_answers_without_end_costs_bounded_memory(
+    tmp_path: Path, digest: bytes
+) -> None:
+    async def pour(_reader: object, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            writer.write(b"$9999999999\r\n")
+            while True:
+                writer.write(bytes(65536))
+                await writer.drain()
+
+    socket = tmp_path / "endless.sock"
+    async with (
+        await asyncio.start_unix_server(pour, socket),
+        Redis.from_url(f"unix://{socket}") as endless,
+    ):
+        tracemalloc.start()
+        with pytest.raises(CacheUnavailable):
+            await RedisKeyCache(endless, b"secret", LIFETIME).get([digest])
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 256 * 1024 * 1024
+
+
+async def test_of_a_huge_entry_no_more_is_read_than_a_record_may_have(
+    cache: RedisKeyCache, redis: Redis, digest: bytes
+) -> None:
+    await cache.put(of(digest))
+    await redis.setrange(entry_of(digest), 8 * 1024 * 1024, b"}")
+    tracemalloc.start()
+    assert await cache.get([digest]) is None
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    await redis.unlink(entry_of(digest))
+    assert peak < 4 * 1024 * 1024
 
 
 def entry_of(digest: bytes) -> str:
