@@ -11,26 +11,27 @@ import structlog
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 
 from authz.adapters.body_process import body_process
-from authz.adapters.postgres import connected, pooled, why_never
+from authz.adapters.postgres import connected, pooled, refusing_the_hopeless
 from authz.adapters.postgres_changes import follow_changes
 from authz.adapters.postgres_keys import PostgresKeys, check_peppers
 from authz.adapters.postgres_last_used import noting_uses
 from authz.adapters.postgres_schema import check_schema
+from authz.adapters.postgres_usage import PostgresUsage, logging_usage
 from authz.adapters.redis_cache import RedisKeyCache
-from authz.adapters.postgres_usage import PostgresUsage
 from authz.adapters.redis_client import redis_client
 from authz.adapters.redis_limits import RedisLimits
 from authz.authorizer import Authorizer
 from authz.config import load_peppers
+from authz.edge.access_log import AccessLog
 from authz.edge.check import Check
 from authz.edge.model_list import ModelLists
 from authz.edge.server import serving
-from authz.errors import ConfigError, StoreUnavailable
+from authz.errors import StoreUnavailable
 from authz.limiter import Limiter
 from authz.lookup import Freshness, Lookup
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
     from pathlib import Path
 
     from authz.adapters.redis_client import Client
@@ -71,43 +72,54 @@ async def run_worker(
         redis = await stack.enter_async_context(_redis(settings))
         cache = _key_cache(settings, redis)
         lookup = Lookup(PostgresKeys(pool), cache, _freshness(settings), _now, metrics)
+        uses = await stack.enter_async_context(noting_uses(url, _now))
+        usage = await stack.enter_async_context(logging_usage(url, _now, metrics))
         limiter = Limiter(
             None if redis is None else RedisLimits(redis),
-            PostgresUsage(pool),
+            PostgresUsage(pool, usage),
             _now,
             metrics,
             alone=settings.workers == 1,
         )
-        settling = asyncio.create_task(limiter.keep_settling())
-        stack.callback(settling.cancel)
-        following = asyncio.create_task(follow_changes(url, lookup))
-        stack.callback(following.cancel)
-        uses = await stack.enter_async_context(noting_uses(url, _now))
+        _in_background(stack, limiter.keep_settling())
+        following = _in_background(stack, follow_changes(url, lookup))
         large_bodies = await stack.enter_async_context(body_process())
         authorizer = Authorizer(lookup, peppers, _now, large_bodies, limiter)
         check = Check(authorizer, metrics, uses)
+        logs = AccessLog(limiter, usage, _now, metrics)
         socket = socket_path(settings, worker)
-        await stack.enter_async_context(serving(check, ModelLists(), socket))
+        await stack.enter_async_context(serving(check, ModelLists(), logs, socket))
         log.info("serving", socket=str(socket))
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait({stopping, following}, return_when=asyncio.FIRST_COMPLETED)
+        await _until(stop, following)
         log.info("stopping", socket=str(socket))
-        if following.done():
-            stopping.cancel()
-            await following  # it never ends but by an error
+
+
+def _in_background(
+    stack: AsyncExitStack, work: Coroutine[None, None, None]
+) -> asyncio.Task[None]:
+    """Start work that never ends by itself; it is cancelled with the stack."""
+    task = asyncio.create_task(work)
+    stack.callback(task.cancel)
+    return task
+
+
+async def _until(stop: asyncio.Event, failing: asyncio.Task[None]) -> None:
+    """Wait for the event, or for a task that only ends by an error, and raise that."""
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({stopping, failing}, return_when=asyncio.FIRST_COMPLETED)
+    if failing.done():
+        stopping.cancel()
+        await failing
 
 
 async def _wait_for_database(url: str, peppers: Peppers, stop: asyncio.Event) -> None:
     while not stop.is_set():
         try:
-            async with connected(url) as connection:
-                await check_schema(connection)
-                return await check_peppers(connection, peppers.ids)
+            with refusing_the_hopeless(url):
+                async with connected(url) as connection:
+                    await check_schema(connection)
+                    return await check_peppers(connection, peppers.ids)
         except StoreUnavailable as error:
-            reason = why_never(error, url)
-            if reason is not None:
-                msg = f"AUTHZ_DATABASE_URL: {reason}"
-                raise ConfigError(msg) from None
             log.warning("database_unavailable", error=str(error))
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), _RETRY_S)

@@ -8,7 +8,7 @@ from authz.core.body import is_quickly_read
 from authz.core.credential import read_credential
 from authz.core.decide import find_permitted, judge, read_asked, usable
 from authz.core.limits import estimate
-from authz.core.model import Allow, Deny
+from authz.core.model import Allow, Deny, Seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,9 +39,13 @@ class Authorizer:
         self._large_bodies = large_bodies
         self._limiter = limiter
 
-    async def authorize(self, request: Request) -> Decision:
-        """Return the verdict. Raises BackendError where none can be reached."""
-        key = await self._identify(request)
+    async def authorize(self, request: Request, seen: Seen | None = None) -> Decision:
+        """Return the verdict. Raises BackendError where none can be reached.
+
+        What comes to light on the way is put into ``seen``.
+        """
+        seen = Seen() if seen is None else seen
+        key = await self._identify(request, seen)
         if isinstance(key, Deny):
             return key
         endpoint = find_permitted(request, key)
@@ -52,16 +56,20 @@ class Authorizer:
         asked = await self._read(key, endpoint, request)
         if isinstance(asked, Deny):
             return asked
+        seen.model = asked.model
         verdict = judge(endpoint, asked, key)
         if isinstance(verdict, Deny) or not key.limits:
             return verdict
         return await self._limiter.admit(verdict, request.id, estimate(asked.amounts))
 
-    async def _identify(self, request: Request) -> Key | Deny:
+    async def _identify(self, request: Request, seen: Seen) -> Key | Deny:
         credential = read_credential(request.headers, self._peppers)
         if isinstance(credential, Deny):
             return credential
+        seen.prefix = credential.prefix
         key = await self._lookup.find(credential.digests, request.source)
+        if key is not None:
+            seen.key_id = key.id
         return usable(key, self._now())
 
     async def _read(

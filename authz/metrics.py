@@ -37,3 +37,9 @@ class Metrics:
             "Calls for limits that were answered without Redis, which did not answer.",
             registry=registry,
         )
+        self.usage_dropped = Counter(
+            "authz_usage_dropped",
+            "Requests that are not recorded, by why.",
+            ["reason"],
+            registry=registry,
+        )

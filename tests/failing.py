@@ -71,7 +71,7 @@ class Store:
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to all processes of the server."""
         (child,) = self.children
-        for pid in family(child.process.pid):
+        for pid in [*family(child.process.pid)]:  # before the first one ends
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 

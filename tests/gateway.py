@@ -12,6 +12,7 @@ import httpx
 from authz.adapters.postgres import connected
 from authz.adapters.postgres_key_writer import PostgresKeyWriter
 from authz.core.allowlist import canonical_pattern
+from authz.core.limits import parse_limits
 from authz.issuing import issue
 from authz.local.envoy import Places, write_config
 from authz.local.process import private_directory
@@ -84,6 +85,7 @@ class Gateway(Generic[Upstream]):
         *,
         scopes: Sequence[str] = ("inference", "read"),
         expires_at: datetime | None = None,
+        limits: str = "",
     ) -> str:
         """Issue a key and return the raw one."""
         patterns = [canonical_pattern(pattern) or "" for pattern in models.split(",")]
@@ -93,6 +95,7 @@ class Gateway(Generic[Upstream]):
             models=patterns,
             scopes=scopes,
             expires_at=expires_at,
+            limits=parse_limits(limits),
         )
         async with connected(self.database_url) as connection:
             await PostgresKeyWriter(connection).create(new)

@@ -109,6 +109,21 @@ async def pooled(url: str) -> AsyncIterator[Pool]:
         pool.terminate()
 
 
+@asynccontextmanager
+async def lent(pool: Pool) -> AsyncIterator[PoolConnection]:
+    """Take a connection from the pool; one that is given up is not used again."""
+    connection = await pool.acquire()
+    try:
+        yield connection
+    except BaseException:
+        # The driver would wait for the server to confirm that it has stopped;
+        # a server that hangs does not.
+        connection.terminate()
+        raise
+    finally:
+        await pool.release(connection)
+
+
 async def _connect(url: str, **options: Any) -> Connection:  # noqa: ANN401 - theirs
     """Connect to whichever host will do; all at once, for one may hang.
 

@@ -19,6 +19,8 @@ SERVICE = {
     "keys": "SELECT",
     "secrets": "SELECT",
     "last_used": "SELECT, INSERT, UPDATE",
+    "usage": "SELECT, INSERT, UPDATE",
+    "usage_requests": "SELECT, INSERT, UPDATE, DELETE",
 }
 MANAGER = {
     "schema_migrations": "SELECT",
@@ -26,6 +28,7 @@ MANAGER = {
     "secrets": "SELECT, INSERT, UPDATE, DELETE",
     "last_used": "SELECT, DELETE",
     "audit": "SELECT, INSERT (actor, action, key_id, before, after)",
+    "usage": "SELECT",
 }
 
 _ROLE = "SELECT quote_ident(rolname) FROM pg_roles WHERE rolname = $1"

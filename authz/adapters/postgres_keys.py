@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from authz.adapters.postgres import translated_errors
+from authz.adapters.postgres import lent, translated_errors
 from authz.core.allowlist import compiled
 from authz.core.limits import parse_limits
 from authz.core.model import Key, Scope
@@ -14,11 +13,11 @@ from authz.core.parameters import parse_parameters
 from authz.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Sequence
+    from collections.abc import Collection, Sequence
 
     import asyncpg
 
-    from authz.adapters.postgres import Connection, Pool, PoolConnection
+    from authz.adapters.postgres import Connection, Pool
 
 FIND_TIMEOUT_S = 0.5
 
@@ -72,22 +71,9 @@ class PostgresKeys:
     async def find(self, digests: Sequence[bytes]) -> Key | None:
         """Return the key that one of the digests belongs to, whatever its state."""
         with translated_errors():
-            async with asyncio.timeout(FIND_TIMEOUT_S), self._connection() as found:
+            async with asyncio.timeout(FIND_TIMEOUT_S), lent(self._pool) as found:
                 row = await found.fetchrow(_FIND, digests)
         return None if row is None else _key(row)
-
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[PoolConnection]:
-        connection = await self._pool.acquire()
-        try:
-            yield connection
-        except BaseException:
-            # The driver would wait for the server to confirm that it has stopped;
-            # a server that hangs does not.
-            connection.terminate()
-            raise
-        finally:
-            await self._pool.release(connection)
 
 
 def _key(row: asyncpg.Record) -> Key:

@@ -7,16 +7,13 @@ from contextlib import asynccontextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
-import structlog
-
 from authz.adapters.postgres import connected, translated_errors
-from authz.errors import StoreUnavailable
+from authz.adapters.postgres_batches import WRITE_EVERY_S, writing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from datetime import datetime
 
-WRITE_EVERY_S = 5.0
 # A secret is noted once in this time: its row is written no more often.
 NOTE_AGAIN_S = 60.0
 # As long as the service may take to end.
@@ -36,8 +33,6 @@ SELECT used.digest, used.at
  WHERE last_used.at < excluded.at
 """
 
-log = structlog.get_logger()
-
 
 class LastUsed:
     """Notes uses in memory and writes them in batches; the UseLog of the service."""
@@ -47,6 +42,7 @@ class LastUsed:
         self._now = now
         self._noted: set[bytes] = set()
         self._unwritten: dict[bytes, datetime] = {}
+        self._turns = 0
 
     def note(self, digest: bytes) -> None:
         """Remember that a secret was used now."""
@@ -73,30 +69,19 @@ class LastUsed:
                     for digest in batch:
                         del self._unwritten[digest]
 
-    async def keep_writing(self) -> None:
-        """Write every few seconds, until cancelled."""
-        while True:
-            for _ in range(round(NOTE_AGAIN_S / WRITE_EVERY_S)):
-                await asyncio.sleep(WRITE_EVERY_S)
-                await self.write_or_log()
-            self.note_again()
-
-    async def write_or_log(self) -> None:
-        """Write; a database that does not answer is no trouble of the requests."""
+    async def write_in_turn(self) -> None:
+        """Write; from time to time every secret may be noted once more."""
+        self._turns += 1
         try:
             await self.write()
-        except StoreUnavailable as error:
-            log.warning("last_used_unwritten", error=str(error))
+        finally:
+            if self._turns % round(NOTE_AGAIN_S / WRITE_EVERY_S) == 0:
+                self.note_again()
 
 
 @asynccontextmanager
 async def noting_uses(url: str, now: Callable[[], datetime]) -> AsyncIterator[LastUsed]:
     """Write in the background while the block runs, and what is left after it."""
     last_used = LastUsed(url, now)
-    writing = asyncio.create_task(last_used.keep_writing())
-    try:
+    async with writing(last_used.write_in_turn, "last_used_unwritten"):
         yield last_used
-    finally:
-        writing.cancel()
-        await asyncio.wait({writing})
-        await last_used.write_or_log()

@@ -42,6 +42,7 @@ CREATE TABLE IF NOT EXISTS schema_migrations (
     applied_at    timestamptz NOT NULL DEFAULT now()
 )
 """
+_ADD_MONTHS = "SELECT usage_add_months(24)"
 _APPLIED = "SELECT version, checksum, oldest_reader FROM schema_migrations"
 _RECORD = """
 INSERT INTO schema_migrations (version, checksum, oldest_reader) VALUES ($1, $2, $3)
@@ -78,7 +79,9 @@ async def migrate(connection: Connection) -> Sequence[int]:
 
     Raises SchemaError, and Refused where others keep the tables to themselves.
     """
-    return [m.version for m in shipped() if await _apply(connection, m)]
+    applied = [m.version for m in shipped() if await _apply(connection, m)]
+    await _add_months(connection)
+    return applied
 
 
 async def check_schema(connection: Connection) -> None:
@@ -121,6 +124,15 @@ async def _apply(connection: Connection, migration: Migration) -> bool:
                 migration.oldest_reader,
             )
             return True
+
+
+async def _add_months(connection: Connection) -> None:
+    """Have a table for each of the next months of usage."""
+    with translated_errors():
+        async with connection.transaction():
+            await connection.execute(_LOCK)
+            await connection.execute(_WAIT_FOR_TABLES)
+            await connection.execute(_ADD_MONTHS)
 
 
 @contextmanager

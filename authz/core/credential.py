@@ -30,9 +30,13 @@ _PAIRS = tuple(first + second for first in ALPHABET for second in ALPHABET)
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """What may be kept of a presented key: the digests that it may be stored under."""
+    """What may be kept of a presented key: the digests that it may be stored under.
+
+    ``prefix`` is what people know it by.
+    """
 
     digests: tuple[bytes, ...]
+    prefix: str
 
 
 class Peppers:
@@ -92,7 +96,7 @@ def read_credential(headers: Mapping[str, str], peppers: Peppers) -> Credential 
         return Deny(Reason.CREDENTIAL_MALFORMED)
     if not _is_well_formed(raw_key):
         return Deny(Reason.CREDENTIAL_MALFORMED)
-    return Credential(peppers.digests(raw_key))
+    return Credential(peppers.digests(raw_key), raw_key[:PREFIX_LENGTH])
 
 
 def _digest(key: bytes, pepper: bytes | None) -> bytes:

@@ -128,6 +128,9 @@ CLOSED = {
     ),
 }
 
+# Stands for what belongs to no route, where routes are counted and logged.
+OTHER = "other"
+
 _LITERAL = {path: endpoint for path, endpoint in ENDPOINTS.items() if ":" not in path}
 _MODEL_PATH = re.compile(r"/v1/models/[A-Za-z0-9_][A-Za-z0-9_.:-]*")
 _BLOB_PATH = re.compile(r"/api/blobs/sha256[:-][0-9a-fA-F]{64}")
@@ -138,12 +141,22 @@ def find_endpoint(method: str, path: str) -> Endpoint | Deny:
     """Look up a literal path. Ollama routes on the decoded one: no escapes here."""
     if not _PLAIN_PATH.fullmatch(path):
         return Deny(Reason.PATH_ODD)
-    endpoint = _LITERAL.get(path) or _with_segment(path)
+    endpoint = _at(path)
     if endpoint is None:
         return Deny(Reason.PATH_UNKNOWN)
     if method not in endpoint.methods:
         return Deny(Reason.METHOD_UNKNOWN, endpoint.methods)
     return endpoint
+
+
+def route_of(path: str) -> str:
+    """Return the route that a path belongs to, or OTHER: one of few, for any path."""
+    endpoint = _at(path)
+    return OTHER if endpoint is None else endpoint.path
+
+
+def _at(path: str) -> Endpoint | None:
+    return _LITERAL.get(path) or _with_segment(path)
 
 
 def _with_segment(path: str) -> Endpoint | None:

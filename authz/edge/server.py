@@ -11,17 +11,20 @@ from grpc_health.v1.health import aio as health
 
 from authz.edge.translate import request_of
 from authz.errors import ConfigError
+from authz.pb.access_log_pb2 import StreamAccessLogsResponse
 from authz.pb.external_processor_pb2 import ProcessingRequest, ProcessingResponse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from authz.edge.access_log import AccessLog
     from authz.edge.check import Check
     from authz.edge.model_list import ModelLists
 
 SERVICE = "envoy.service.auth.v3.Authorization"
 _LISTS = "envoy.service.ext_proc.v3.ExternalProcessor"
+_LOGS = "envoy.service.accesslog.v3.AccessLogService"
 
 # A body of 16 MiB and the headers beside it.
 _MAX_MESSAGE_BYTES = 17 * 1024 * 1024
@@ -31,7 +34,9 @@ _MAX_SOCKET_PATH = 107
 
 
 @asynccontextmanager
-async def serving(check: Check, lists: ModelLists, socket: Path) -> AsyncIterator[None]:
+async def serving(
+    check: Check, lists: ModelLists, logs: AccessLog, socket: Path
+) -> AsyncIterator[None]:
     """Serve our calls and grpc.health.v1 until the block ends; finish what runs."""
     server = grpc.aio.server(
         options=[
@@ -39,7 +44,7 @@ async def serving(check: Check, lists: ModelLists, socket: Path) -> AsyncIterato
             ("grpc.so_reuseport", 0),
         ]
     )
-    server.add_generic_rpc_handlers((_checks(check), _processes(lists)))
+    server.add_generic_rpc_handlers((_checks(check), _processes(lists), _streams(logs)))
     healthy = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     _bind(server, socket)
@@ -49,6 +54,7 @@ async def serving(check: Check, lists: ModelLists, socket: Path) -> AsyncIterato
         yield
     finally:
         await healthy.enter_graceful_shutdown()
+        logs.stop()
         await server.stop(_GRACE_S)
 
 
@@ -74,6 +80,20 @@ def _processes(lists: ModelLists) -> grpc.GenericRpcHandler:
                 lists.process,
                 request_deserializer=ProcessingRequest.FromString,
                 response_serializer=ProcessingResponse.SerializeToString,
+            )
+        },
+    )
+
+
+def _streams(logs: AccessLog) -> grpc.GenericRpcHandler:
+    return grpc.method_handlers_generic_handler(
+        _LOGS,
+        {
+            "StreamAccessLogs": grpc.stream_unary_rpc_method_handler(
+                logs.stream,
+                # A message that cannot be read must not end the stream.
+                request_deserializer=None,
+                response_serializer=StreamAccessLogsResponse.SerializeToString,
             )
         },
     )

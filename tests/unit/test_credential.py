@@ -97,7 +97,7 @@ def test_the_id_of_a_pepper_tells_it_from_others_and_nothing_more() -> None:
     ],
 )
 def test_a_key_is_found_where_clients_put_it(headers: dict[str, str]) -> None:
-    assert read(headers) == Credential((PLAIN,))
+    assert read(headers) == Credential((PLAIN,), KEY[:11])
 
 
 @pytest.mark.parametrize("headers", [{}, {"x-api-key": ""}, {"cookie": KEY}])

@@ -1,0 +1,127 @@
+"""What a request has used, by what the gateway saw of it. Pure.
+
+The model server's own counts are taken where there are any. Where there are none,
+tokens are estimated, and marked so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from authz.core.endpoints import ENDPOINTS
+from authz.core.limits import estimate
+from authz.core.model import Scope
+
+# Beyond this a number is none: no answer has as many tokens, bytes or milliseconds.
+_LARGEST = 2**31
+
+_USES_TOKENS = frozenset(
+    path for path, endpoint in ENDPOINTS.items() if endpoint.scope is Scope.INFERENCE
+)
+_ANSWERS_IN_VECTORS = frozenset({"/api/embed", "/api/embeddings", "/v1/embeddings"})
+_GENERATES = _USES_TOKENS - _ANSWERS_IN_VECTORS
+
+
+class Ending(Enum):
+    """How a request ended."""
+
+    OK = "ok"
+    FAILED = "failed"
+    ABORTED = "aborted"  # by the client
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A request that has ended, as the gateway saw it; its numbers may be any.
+
+    ``began`` is in seconds since 1970. ``chunks`` are the pieces of the answer.
+    ``ended`` tells that the answer came to the end that its protocol has, ``failed``
+    that the model server put an error into it, ``left`` that the client went before
+    the end, ``broken`` that something else cut it off.
+    """
+
+    request_id: str
+    key_id: str
+    owner: str
+    endpoint: str
+    model: str
+    began: int
+    status: int = 0
+    duration_ms: float = 0
+    first_byte_ms: float = 0
+    request_bytes: float = 0
+    input_tokens: float | None = None
+    output_tokens: float | None = None
+    chunks: float = 0
+    ended: bool = False
+    failed: bool = False
+    left: bool = False
+    broken: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What a request is recorded with; ``settled`` is what its limits are charged.
+
+    With ``settled`` None it is not known what the model server did for it: what was
+    reserved stays charged.
+    """
+
+    ending: Ending
+    input_tokens: int
+    output_tokens: int
+    estimated: bool
+    settled: int | None
+
+
+def meter(finished: Finished) -> Used:
+    """Say what a request has used, and how it ended."""
+    counted = _counted(finished)
+    ending = _ending(finished, is_complete=finished.ended or counted is not None)
+    if finished.endpoint not in _USES_TOKENS:
+        return Used(ending, 0, 0, estimated=False, settled=0)
+    if counted is not None:
+        return Used(ending, *counted, estimated=False, settled=sum(counted))
+    if ending is Ending.FAILED and not _succeeded(finished.status) and finished.status:
+        return Used(ending, 0, 0, estimated=False, settled=0)
+    asked = estimate({"text_bytes": number(finished.request_bytes) or 0})
+    chunks = number(finished.chunks) or 0
+    answered = chunks if finished.endpoint in _GENERATES else 0
+    is_known = chunks or ending is Ending.OK
+    settled = asked + answered if is_known else None
+    return Used(ending, asked, answered, estimated=True, settled=settled)
+
+
+def recorded_model(finished: Finished) -> str:
+    """Return the model, if there is one: only the model server knows, by a 2xx."""
+    return finished.model if _succeeded(finished.status) else ""
+
+
+def number(value: float | None) -> int | None:
+    """Return a whole number, None for what cannot be an amount."""
+    if value is not None and 0 <= value <= _LARGEST:
+        return int(value)
+    return None
+
+
+def _counted(finished: Finished) -> tuple[int, int] | None:
+    asked, answered = number(finished.input_tokens), number(finished.output_tokens)
+    return None if asked is None or answered is None else (asked, answered)
+
+
+def _ending(finished: Finished, *, is_complete: bool) -> Ending:
+    if finished.left and not is_complete:
+        return Ending.ABORTED
+    if finished.failed or not _succeeded(finished.status):
+        return Ending.FAILED
+    if is_complete:
+        return Ending.OK
+    # What is generated has an end of its own; of the rest, Envoy sees whether it came.
+    if finished.broken or finished.endpoint in _GENERATES:
+        return Ending.FAILED
+    return Ending.OK
+
+
+def _succeeded(status: int) -> bool:
+    return 200 <= status < 300  # noqa: PLR2004 - 2xx

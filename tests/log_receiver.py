@@ -1,0 +1,129 @@
+"""Takes Envoy's access log over gRPC, in the place of authz."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from contextlib import asynccontextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import yaml
+from envoy_data_plane.envoy.data.accesslog.v3 import AccessLogType
+from envoy_data_plane.envoy.service.accesslog.v3 import StreamAccessLogsMessage
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from envoy_data_plane.envoy.data.accesslog.v3 import HttpAccessLogEntry
+
+END = AccessLogType.DownstreamEnd
+PERIODIC = AccessLogType.DownstreamPeriodic
+WITHIN_S = 20
+
+
+@dataclass
+class Receiver:
+    """What came, as (name of the log, entry), oldest first."""
+
+    entries: list[tuple[str, HttpAccessLogEntry]] = field(default_factory=list)
+    _came: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def entry(
+        self, request_id: str | None, log: str = "authz.usage", kind: int = END
+    ) -> HttpAccessLogEntry:
+        """Wait for the first entry of a request in a log."""
+        assert request_id
+
+        def found() -> HttpAccessLogEntry | None:
+            for name, entry in self.entries:
+                common = entry.common_properties
+                assert common
+                assert entry.request
+                if (name, entry.request.request_id) == (log, request_id):
+                    if common.access_log_type == kind:
+                        return entry
+            return None
+
+        async with asyncio.timeout(WITHIN_S), self._came:
+            entry = await self._came.wait_for(found)
+            assert entry
+            return entry
+
+    async def more_than(self, count: int) -> None:
+        """Wait for so many entries, and one more."""
+        async with asyncio.timeout(WITHIN_S), self._came:
+            await self._came.wait_for(lambda: len(self.entries) > count)
+
+    async def take(self, messages: AsyncIterator[bytes], _context: object) -> bytes:
+        """Serve StreamAccessLogs."""
+        name = ""
+        async for raw in messages:
+            message = parsed(raw)
+            name = message.identifier.log_name if message.identifier else name
+            assert message.http_logs
+            async with self._came:
+                self.entries += [(name, entry) for entry in message.http_logs.log_entry]
+                self._came.notify_all()
+        return b""
+
+
+def parsed(raw: bytes) -> StreamAccessLogsMessage:
+    """Read a message; Envoy still fills a field that its API warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return StreamAccessLogsMessage.parse(raw)
+
+
+def metadata(entry: HttpAccessLogEntry, namespace: str) -> dict[str, Any]:
+    """Return what filters have said about a request in one namespace."""
+    assert entry.common_properties
+    said = entry.common_properties.metadata
+    assert said
+    struct = said.filter_metadata.get(namespace)
+    return dict(struct.to_dict()) if struct else {}
+
+
+@asynccontextmanager
+async def log_receiver(socket: Path) -> AsyncIterator[Receiver]:
+    """Listen on a unix socket until the block ends."""
+    receiver = Receiver()
+    handler = grpc.stream_unary_rpc_method_handler(receiver.take)
+    service = "envoy.service.accesslog.v3.AccessLogService"
+    methods = {"StreamAccessLogs": handler}
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(service, methods),)
+    )
+    server.add_insecure_port(f"unix:{socket}")
+    await server.start()
+    try:
+        yield receiver
+    finally:
+        await server.stop(None)
+
+
+def send_logs_to(socket: Path, directory: Path) -> None:
+    """Change Envoy's files: the entries go to ``socket``, the first after 0.2 s."""
+    clusters = directory / "clusters.yaml"
+    config = yaml.safe_load(clusters.read_text())
+    receiver = deepcopy(config["resources"][0])
+    receiver["name"] = receiver["load_assignment"]["cluster_name"] = "receiver"
+    endpoint = {"endpoint": {"address": {"pipe": {"path": str(socket)}}}}
+    receiver["load_assignment"]["endpoints"] = [{"lb_endpoints": [endpoint]}]
+    config["resources"].append(receiver)
+    clusters.write_text(yaml.safe_dump(config))
+
+    listener = directory / "listener.yaml"
+    config = yaml.safe_load(listener.read_text())
+    [chain] = config["resources"][0]["filter_chains"]
+    manager = chain["filters"][1]["typed_config"]
+    manager["access_log_options"]["access_log_flush_interval"] = "0.2s"
+    for log in manager["access_log"]:
+        if log["name"] == "envoy.access_loggers.http_grpc":
+            service = log["typed_config"]["common_config"]["grpc_service"]
+            service["envoy_grpc"]["cluster_name"] = "receiver"
+    listener.write_text(yaml.safe_dump(config, sort_keys=False))
