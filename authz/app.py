@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -34,10 +35,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
     from pathlib import Path
 
+    from authz.adapters.body_process import BodyProcess
+    from authz.adapters.postgres import Pool
+    from authz.adapters.postgres_usage import PostgresUsageLog
     from authz.adapters.redis_client import Client
     from authz.config import Settings
     from authz.core.credential import Peppers
-    from authz.metrics import Metrics
+    from authz.metrics import Metrics, Pools
     from authz.ports import KeyCache
 
 _RETRY_S = 1.0
@@ -82,16 +86,37 @@ async def run_worker(
             alone=settings.workers == 1,
         )
         _in_background(stack, limiter.keep_settling())
-        following = _in_background(stack, follow_changes(url, lookup))
+        following = _in_background(
+            stack, follow_changes(url, lookup, partial(_note_lag, metrics))
+        )
         large_bodies = await stack.enter_async_context(body_process())
         authorizer = Authorizer(lookup, peppers, _now, large_bodies, limiter)
         check = Check(authorizer, metrics, uses)
         logs = AccessLog(limiter, usage, _now, metrics)
+        _in_background(stack, _read_pools(metrics.pools, pool, large_bodies, usage))
         socket = socket_path(settings, worker)
         await stack.enter_async_context(serving(check, ModelLists(), logs, socket))
         log.info("serving", socket=str(socket))
         await _until(stop, following)
         log.info("stopping", socket=str(socket))
+
+
+def _note_lag(metrics: Metrics, moment: float) -> None:
+    metrics.heard_after(_now().timestamp() - moment)
+
+
+async def _read_pools(
+    gauges: Pools, pool: Pool, large_bodies: BodyProcess, usage: PostgresUsageLog
+) -> None:
+    await gauges.keep_reading(
+        {
+            gauges.connections_open: pool.get_size,
+            gauges.connections_used: lambda: pool.get_size() - pool.get_idle_size(),
+            gauges.connections_most: pool.get_max_size,
+            gauges.large_bodies: lambda: large_bodies.queued_bytes,
+            gauges.usage_waiting: lambda: usage.unwritten,
+        }
+    )
 
 
 def _in_background(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from authz.core.body import is_quickly_read
 from authz.core.credential import read_credential
 from authz.core.decide import find_permitted, judge, read_asked, usable
 from authz.core.limits import estimate
-from authz.core.model import Allow, Deny, Seen
+from authz.core.model import Allow, Deny
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
     from authz.limiter import Limiter
     from authz.lookup import Lookup
     from authz.ports import BodyReader
+
+
+@dataclass(slots=True)
+class Seen:
+    """What has come to light of a request, for the line that says why it is refused.
+
+    Filled in while it is decided, so that it is there also where nothing could be.
+    ``prefix`` is that of a well-formed key, known or not; ``model`` is canonical.
+    """
+
+    prefix: str | None = None
+    key_id: str | None = None
+    model: str | None = None
 
 
 class Authorizer:

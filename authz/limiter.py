@@ -107,6 +107,7 @@ class Limiter:
         self._records = records
         self._now = now
         self._metrics = metrics
+        metrics.limits_shared.set(shared is not None)
         # Which key a request holds something of, until it is settled here.
         self._held: dict[str, str] = {}
         self._settled: dict[str, asyncio.Event] = {}
@@ -178,9 +179,13 @@ class Limiter:
     async def _reserve(self, key_id: str, limits: Limits, demand: Demand) -> Outcome:
         if self._shared is not None:
             try:
-                return await self._reserve_in(self._shared, key_id, limits, demand)
+                outcome = await self._reserve_in(self._shared, key_id, limits, demand)
             except CacheUnavailable:
                 self._metrics.limits_unshared.inc()
+                self._metrics.limits_shared.set(0)
+            else:
+                self._metrics.limits_shared.set(1)
+                return outcome
         elif not self._alone:
             msg = "limits with several workers need AUTHZ_REDIS_URL"
             raise StoreUnavailable(msg)
@@ -222,8 +227,9 @@ class Limiter:
             return
         settled = self._settled.setdefault(key_id, asyncio.Event())
         try:
-            async with asyncio.timeout(_SLOT_WAIT_S):
-                await settled.wait()
+            with self._metrics.waiting_for_slot.track_inprogress():
+                async with asyncio.timeout(_SLOT_WAIT_S):
+                    await settled.wait()
         except TimeoutError:
             self._settled.pop(key_id, None)
 
@@ -235,6 +241,8 @@ class Limiter:
         try:
             await self._shared.settle(key_id, request_id, tokens)
         except CacheUnavailable:
+            if len(self._unsettled) == _MOST_UNSETTLED:
+                self._metrics.settlements_dropped.inc()
             self._unsettled.append((key_id, request_id, tokens))
 
     def _give_back(

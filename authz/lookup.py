@@ -114,6 +114,7 @@ class Lookup:
     def listening(self) -> None:
         """Notifications arrive from now on; what was verified before is not fresh."""
         self._listening_since = self._now()
+        self._metrics.listening.set(1)
         self._heard_since = self._heard_since or self._listening_since
         self._flights.clear()
         self._current.clear()
@@ -122,6 +123,7 @@ class Lookup:
     def deaf(self) -> None:
         """Notifications may be lost: nothing is fresh until `listening`."""
         self._listening_since = None
+        self._metrics.listening.set(0)
 
     def _make_room(self) -> None:
         """Forget which keys have changed: so nothing holds without asking."""

@@ -31,7 +31,7 @@ def entry(
     seen: Mapping[str, Any] = COUNTS,
     request_id: str | None = None,
     kind: data.AccessLogType = END,
-    **flags: bool,
+    **flags: Any,  # noqa: ANN401 - bool, but for one that we do not use
 ) -> data.HttpAccessLogEntry:
     """One entry; without a verdict, of a client that left before it came."""
     request_id = str(uuid4()) if request_id is None else request_id

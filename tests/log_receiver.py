@@ -30,28 +30,19 @@ class Receiver:
     """What came, as (name of the log, entry), oldest first."""
 
     entries: list[tuple[str, HttpAccessLogEntry]] = field(default_factory=list)
+    _first: dict[tuple[str, str | None, int], HttpAccessLogEntry] = field(
+        default_factory=dict
+    )
     _came: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def entry(
         self, request_id: str | None, log: str = "authz.usage", kind: int = END
     ) -> HttpAccessLogEntry:
         """Wait for the first entry of a request in a log."""
-        assert request_id
-
-        def found() -> HttpAccessLogEntry | None:
-            for name, entry in self.entries:
-                common = entry.common_properties
-                assert common
-                assert entry.request
-                if (name, entry.request.request_id) == (log, request_id):
-                    if common.access_log_type == kind:
-                        return entry
-            return None
-
+        wanted = (log, request_id, kind)
         async with asyncio.timeout(WITHIN_S), self._came:
-            entry = await self._came.wait_for(found)
-            assert entry
-            return entry
+            await self._came.wait_for(lambda: wanted in self._first)
+        return self._first[wanted]
 
     async def more_than(self, count: int) -> None:
         """Wait for so many entries, and one more."""
@@ -66,9 +57,17 @@ class Receiver:
             name = message.identifier.log_name if message.identifier else name
             assert message.http_logs
             async with self._came:
-                self.entries += [(name, entry) for entry in message.http_logs.log_entry]
+                for entry in message.http_logs.log_entry:
+                    self._add(name, entry)
                 self._came.notify_all()
         return b""
+
+    def _add(self, log: str, entry: HttpAccessLogEntry) -> None:
+        self.entries.append((log, entry))
+        assert entry.common_properties
+        assert entry.request
+        kind = entry.common_properties.access_log_type
+        self._first.setdefault((log, entry.request.request_id, kind), entry)
 
 
 def parsed(raw: bytes) -> StreamAccessLogsMessage:
@@ -91,9 +90,10 @@ def metadata(entry: HttpAccessLogEntry, namespace: str) -> dict[str, Any]:
 async def log_receiver(socket: Path) -> AsyncIterator[Receiver]:
     """Listen on a unix socket until the block ends."""
     receiver = Receiver()
-    handler = grpc.stream_unary_rpc_method_handler(receiver.take)
     service = "envoy.service.accesslog.v3.AccessLogService"
-    methods = {"StreamAccessLogs": handler}
+    methods: dict[str, Any] = {
+        "StreamAccessLogs": grpc.stream_unary_rpc_method_handler(receiver.take)
+    }
     server = grpc.aio.server()
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(service, methods),)

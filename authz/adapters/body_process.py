@@ -73,6 +73,11 @@ class BodyProcess:
         """The id of the process, None where none runs."""
         return None if self._child is None else self._child.process.pid
 
+    @property
+    def queued_bytes(self) -> int:
+        """How much is being read, or waits for that."""
+        return self._bytes
+
     async def read(self, key_id: str, request: Request) -> Asked | Deny:
         """Return what ``read_asked`` says. Raises BackendError after 1.5 s at most."""
         waiting = self._waiting.setdefault(key_id, _Waiting())

@@ -14,6 +14,7 @@ from authz.adapters.postgres import connected, translated_errors
 from authz.errors import StoreUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Protocol
 
     from authz.adapters.postgres import Connection
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 CHANNEL = "authz_keys"
 _DIGEST = re.compile("[0-9a-f]{64}")
+# When something has changed, in milliseconds since 1970.
+MOMENTS = "authz_keys_at"
+_MOMENT = re.compile("[0-9]{13}")
 HEARTBEAT_S = 0.5
 HEARTBEAT_TIMEOUT_S = 0.5
 RECONNECT_S = 0.5
@@ -35,11 +39,18 @@ RECONNECT_S = 0.5
 log = structlog.get_logger()
 
 
-async def follow_changes(url: str, listener: Listener) -> None:
-    """Keep the listener informed until cancelled; reconnects by itself."""
+async def follow_changes(
+    url: str, listener: Listener, told: Callable[[float], None] | None = None
+) -> None:
+    """Keep the listener informed until cancelled; reconnects by itself.
+
+    ``told`` takes the moments of changes, in seconds since 1970, as they are heard of.
+    """
     while True:
         try:
             async with connected(url) as connection:
+                if told is not None:
+                    await _listen_to_moments(connection, told)
                 await _listen(connection, url, listener)
         except StoreUnavailable as error:
             log.warning("notifications_lost", error=str(error))
@@ -71,6 +82,19 @@ async def _listen(connection: Connection, url: str, listener: Listener) -> None:
                     await asyncio.wait_for(ended.wait(), HEARTBEAT_S)
         finally:
             listener.deaf()
+
+
+async def _listen_to_moments(
+    connection: Connection, told: Callable[[float], None]
+) -> None:
+    def on_notification(*notification: object) -> None:
+        payload = str(notification[-1])
+        if _MOMENT.fullmatch(payload):
+            told(int(payload) / 1000)
+
+    with translated_errors():
+        async with asyncio.timeout(HEARTBEAT_TIMEOUT_S):
+            await connection.add_listener(MOMENTS, on_notification)
 
 
 async def _try(url: str, trial: str, arrived: asyncio.Event) -> None:

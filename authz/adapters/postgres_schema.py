@@ -79,9 +79,17 @@ async def migrate(connection: Connection) -> Sequence[int]:
 
     Raises SchemaError, and Refused where others keep the tables to themselves.
     """
-    applied = [m.version for m in shipped() if await _apply(connection, m)]
-    await _add_months(connection)
-    return applied
+    return [m.version for m in shipped() if await _apply(connection, m)]
+
+
+async def add_months(connection: Connection) -> None:
+    """Have a table for each of the next months of usage. Raises Refused."""
+    with translated_errors(), _locks_refused("no months of usage were added"):
+        async with connection.transaction():
+            await connection.execute(_WAIT_FOR_RUNNER)
+            await connection.execute(_LOCK)
+            await connection.execute(_WAIT_FOR_TABLES)
+            await connection.execute(_ADD_MONTHS)
 
 
 async def check_schema(connection: Connection) -> None:
@@ -106,7 +114,8 @@ async def check_schema(connection: Connection) -> None:
 
 
 async def _apply(connection: Connection, migration: Migration) -> bool:
-    with translated_errors(), _locks_refused(migration.version):
+    undone = f"migration {migration.version:04} was not applied"
+    with translated_errors(), _locks_refused(undone):
         async with connection.transaction():
             await connection.execute(_WAIT_FOR_RUNNER)
             await connection.execute(_LOCK)
@@ -126,23 +135,14 @@ async def _apply(connection: Connection, migration: Migration) -> bool:
             return True
 
 
-async def _add_months(connection: Connection) -> None:
-    """Have a table for each of the next months of usage."""
-    with translated_errors():
-        async with connection.transaction():
-            await connection.execute(_LOCK)
-            await connection.execute(_WAIT_FOR_TABLES)
-            await connection.execute(_ADD_MONTHS)
-
-
 @contextmanager
-def _locks_refused(version: int) -> Iterator[None]:
+def _locks_refused(undone: str) -> Iterator[None]:
     try:
         yield
     except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
         msg = (
-            f"migration {version:04} was not applied: something else (a backup, a long "
-            "transaction, another authz migrate) holds its locks; try again later"
+            f"{undone}: something else (a backup, a long transaction, another authz "
+            "migrate) holds the locks; try again later"
         )
         raise Refused(msg) from None
 

@@ -130,6 +130,11 @@ class PostgresUsageLog:
         if len(self._waiting) == BATCH:
             self.soon.set()
 
+    @property
+    def unwritten(self) -> int:
+        """How many requests no batch is known to be written with."""
+        return len(self._waiting) + len(self._batch)
+
     def unwritten_tokens(self, key_id: str, begin: int) -> int:
         """Return the tokens of a key that no batch has been tried with."""
         return sum(
@@ -170,7 +175,8 @@ class PostgresUsageLog:
         try:
             await connection.execute(_WRITE, *zip(*self._batch.values(), strict=True))
         except asyncpg.PostgresError:
-            self._sent_at = None  # the database says itself that it did nothing
+            if not connection.is_closed():
+                self._sent_at = None  # the database says itself that it did nothing
             raise
         self._batch, self._sent_at = {}, None
 

@@ -22,5 +22,6 @@ async def migrate(data_dir: Path) -> None:
     settings = settings_for(data_dir)
     async with connected(settings.database_url.get_secret_value()) as connection:
         applied = await postgres_schema.migrate(connection)
+        await postgres_schema.add_months(connection)
     done = ", ".join(f"{version:04}" for version in applied)
     click.echo(f"applied {done}" if applied else "nothing to apply")

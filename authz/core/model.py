@@ -205,19 +205,6 @@ class Asked:
         return self.models[0] if self.models else None
 
 
-@dataclass(slots=True)
-class Seen:
-    """What has come to light of a request, for the line that says why it is refused.
-
-    Filled in while it is decided, so that it is there also where nothing could be.
-    ``prefix`` is that of a well-formed key, known or not; ``model`` is canonical.
-    """
-
-    prefix: str | None = None
-    key_id: str | None = None
-    model: str | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Allow:
     """The request may pass; ``model`` is canonical, None where there is none.

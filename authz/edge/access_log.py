@@ -69,6 +69,7 @@ class AccessLog:
         self._limiter = limiter
         self._usage = usage
         self._now = now
+        self._metrics = metrics
         self._unreadable = metrics.usage_dropped.labels("unreadable")
         self._stopping = asyncio.Event()
         # What is to be done for an entry, by the name of its log.
@@ -145,6 +146,7 @@ class AccessLog:
         finished = self._finished(entry, verdict)
         used = meter(finished)
         self._usage.note(finished, used)
+        self._metrics.finished(finished, used)
         if is_limited:
             return self._limiter.settle(key_id, request_id, used.settled)
         return None

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from authz.authorizer import Seen
 from authz.core.credential import holds_key
 from authz.core.endpoints import route_of
-from authz.core.model import Deny, Reason, Seen
+from authz.core.model import Deny, Reason
 from authz.edge.translate import response_of
 from authz.errors import BackendError
 

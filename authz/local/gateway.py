@@ -152,6 +152,7 @@ class _Start:
             redis_url = own or ""
         async with connected(database_url) as connection:
             await postgres_schema.migrate(connection)
+            await postgres_schema.add_months(connection)
         return database_url, redis_url
 
     def tell_other_commands(self, database_url: str, redis_url: str) -> None:

@@ -61,3 +61,16 @@ CREATE TABLE usage_requests (
 -- Requests of one batch share a moment, so that this index stays small. No brin: the
 -- place of what was deleted is taken by newer rows.
 CREATE INDEX usage_requests_at ON usage_requests (at);
+
+-- When keys change, for replicas to tell how late they hear of it. On a channel of its
+-- own, as an older service reads nothing but digests on the other. The moment is that of
+-- the statement: one that changes many keys says it once.
+CREATE FUNCTION keys_notify_moment() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify('authz_keys_at',
+                      (extract(epoch FROM statement_timestamp()) * 1000)::bigint::text);
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER keys_notify_moment AFTER UPDATE ON keys
+    FOR EACH STATEMENT EXECUTE FUNCTION keys_notify_moment();

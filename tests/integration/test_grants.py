@@ -8,17 +8,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
+from uuid import uuid4
 
 import asyncpg
 import pytest
+from prometheus_client import CollectorRegistry
 
 from authz.adapters.postgres import connected, pooled
 from authz.adapters.postgres_keys import PostgresKeys
 from authz.adapters.postgres_last_used import LastUsed
 from authz.adapters.postgres_schema import check_schema
+from authz.adapters.postgres_usage import PostgresUsage, PostgresUsageLog
 from authz.core.credential import Peppers
+from authz.core.metering import Finished, meter
 from authz.local.process import private_directory
 from authz.local.stack import free_port, running_authz
+from authz.metrics import Metrics
 from tests.failing import until
 from tests.gateway import Stores, own_gateway
 from tests.programs import authz
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from authz.adapters.postgres import Pool
     from tests.gateway import Gateway
     from tests.programs import Ended
     from tests.services import Databases
@@ -54,6 +60,9 @@ BEYOND_SERVICE = (
     """
     INSERT INTO audit (actor, action, key_id) VALUES ('x', 'x', gen_random_uuid())
     """,
+    "DELETE FROM usage",
+    "TRUNCATE usage",
+    "SELECT * FROM usage_other",
     "UPDATE schema_migrations SET checksum = ''",
     "ALTER TABLE keys DISABLE TRIGGER ALL",
     "DROP TABLE keys",
@@ -71,6 +80,9 @@ BEYOND_MANAGER = (
     VALUES ('x', 'x', 'x', gen_random_uuid())
     """,
     "DELETE FROM keys",
+    "UPDATE usage SET requests = 0",
+    "DELETE FROM usage",
+    "SELECT * FROM usage_requests",
     "UPDATE schema_migrations SET checksum = ''",
     "ALTER TABLE keys DISABLE TRIGGER ALL",
     "DROP TABLE audit",
@@ -124,6 +136,7 @@ async def test_the_roles_do_their_work(site: Site) -> None:
         ("keys", "show", "ci"),
         ("keys", "list"),
         ("audit",),
+        ("usage",),
         ("keys", "revoke", "ci"),
     ):
         ended = await site.run(site.manager, *words)
@@ -133,6 +146,24 @@ async def test_the_roles_do_their_work(site: Site) -> None:
         await check_schema(connection)
         assert await PostgresKeys(pool).find(digests) is None  # rotated away
         await LastUsed(site.service, lambda: datetime.now(UTC)).write()
+        await use_and_ask(site.service, pool)
+
+
+async def use_and_ask(url: str, pool: Pool) -> None:
+    """Record a request twice, so that its row is made and changed, and ask for it."""
+    now, key_id = datetime.now(UTC), str(uuid4())
+    log = PostgresUsageLog(url, lambda: now, Metrics(CollectorRegistry()))
+    began = int(now.timestamp())
+    for request_id in ("a", "b"):
+        request = Finished(
+            *(request_id, key_id, "", "/api/chat", "m", began),
+            status=200,
+            input_tokens=1,
+            output_tokens=2,
+        )
+        log.note(request, meter(request))
+        await log.write()
+    assert await PostgresUsage(pool, log).tokens_since(key_id, began - 3600) == 6
 
 
 async def test_the_service_runs_and_notes_uses_as_its_role(site: Site) -> None:

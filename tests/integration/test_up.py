@@ -231,4 +231,5 @@ async def test_two_workers_share_the_work(tmp_path: Path, database_url: str) -> 
         (line,) = [line for line in running.lines if line.startswith("metrics")]
         async with httpx.AsyncClient() as client:
             page = await client.get(line.split()[1])
-        assert 'authz_checks_total{code="ok"} 20.0' in page.text
+        allowed = 'authz_decisions_total{endpoint="/api/chat",reason="allowed"} 20.0'
+        assert allowed in page.text

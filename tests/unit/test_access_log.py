@@ -44,6 +44,7 @@ class Told:
 
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     noted: list[tuple[Finished, Used]] = field(default_factory=list)
+    first: asyncio.Event = field(default_factory=asyncio.Event)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     running: int = 0
     most_running: int = 0
@@ -60,6 +61,7 @@ class Told:
 
     def note(self, finished: Finished, used: Used) -> None:
         self.noted.append((finished, used))
+        self.first.set()
 
     def log(self) -> AccessLog:
         limiter = cast("Limiter", self)
@@ -98,7 +100,10 @@ async def test_a_finished_request_is_recorded() -> None:
     assert before <= finished.began <= time.time()
     assert finished == Finished(
         request_id=ID,
-        **VERDICT,
+        key_id=KEY_ID,
+        owner=VERDICT["owner"],
+        endpoint=VERDICT["endpoint"],
+        model=VERDICT["model"],
         began=finished.began,
         status=200,
         duration_ms=1500,
@@ -252,18 +257,12 @@ async def test_the_end_waits_for_no_stream_and_takes_in_what_was_sent() -> None:
         socket = folder / "authz-0.sock"
         async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
             async with serving(check, ModelLists(), logs, socket):
-                stream = channel.stream_unary(CALL)()
+                stream: Any = channel.stream_unary(CALL)()
                 await stream.write(message(entry(), name="authz.usage"))
-                await _until_noted(found)
+                await asyncio.wait_for(found.first.wait(), BUSY_S)
                 for _ in range(50):
                     await stream.write(message(entry()))
                 ends = time.monotonic()
             assert time.monotonic() - ends < GRACE_S
             assert await stream == b""
     assert len(found.noted) == 51
-
-
-async def _until_noted(found: Told) -> None:
-    async with asyncio.timeout(BUSY_S):
-        while not found.noted:
-            await asyncio.sleep(0.01)

@@ -14,7 +14,7 @@ from authz.errors import BackendError, StoreUnavailable
 from authz.metrics import Metrics
 
 if TYPE_CHECKING:
-    from authz.authorizer import Authorizer
+    from authz.authorizer import Authorizer, Seen
     from authz.core.model import Decision
     from authz.ports import UseLog
 
@@ -28,7 +28,8 @@ class Decided:
     def __init__(self, answer: Decision | Exception) -> None:
         self._answer = answer
 
-    async def authorize(self, _request: Request) -> Decision:
+    async def authorize(self, _request: Request, seen: Seen) -> Decision:
+        seen.prefix, seen.model = "nz_abcdefgh", "m"
         if isinstance(self._answer, Exception):
             raise self._answer
         return self._answer
@@ -72,4 +73,5 @@ async def test_a_refused_request_is_one_line_with_id_reason_and_what_failed(
 ) -> None:
     (line,) = await lines_of(answer)
     told = {"event": "denied", "request_id": "an id", "log_level": level}
-    assert line == {**told, **said}
+    seen = {"endpoint": "/api/chat", "key_prefix": "nz_abcdefgh", "model": "m"}
+    assert line == {**told, **seen, **said}

@@ -24,10 +24,10 @@ CHAT = Finished(
     ended=True,
 )
 ASKED = 11  # by 41 bytes
-COUNTS = {"input_tokens": 20, "output_tokens": 300}
+COUNTS: dict[str, Any] = {"input_tokens": 20, "output_tokens": 300}
 OK, FAILED, ABORTED = Ending.OK, Ending.FAILED, Ending.ABORTED
-CUT = {"ended": False, "broken": True}
-LEFT = {"ended": False, "left": True, "broken": True}
+CUT: dict[str, Any] = {"ended": False, "broken": True}
+LEFT: dict[str, Any] = {"ended": False, "left": True, "broken": True}
 
 
 def exactly(ending: Ending, asked: int, answered: int) -> Used:

@@ -47,6 +47,7 @@ end
 """
 SECRET = b"/root/secret"
 STEPS = 120
+STREAM_STEPS = 400
 
 
 @pytest.fixture(scope="module")
@@ -139,13 +140,30 @@ async def test_a_stream_lets_no_error_out_wherever_the_script_breaks(
     error = prefix + b'{"error":"%b"}\n' % SECRET
     whole = stream(content_type, [prefix + b'{"n":1}\n', error])
     key = await broken.new_key()
-    for step in range(1, STEPS):
+    for step in range(1, STREAM_STEPS):
         broken.upstream.script = at_step(step, whole)
         answered = await ask(broken, key)
         assert answered.status in {200, rows.UPSTREAM.status}, step
         assert SECRET not in answered.body, step
-    broken.upstream.script = at_step(STEPS, whole)
+    broken.upstream.script = at_step(STREAM_STEPS, whole)
     answered = await ask(broken, key)
     assert answered.body == prefix + b'{"n":1}\n' + prefix + (
         b'{"error":"The model server failed."}\n'
     )
+
+
+async def test_a_document_is_whole_or_an_error_wherever_the_script_breaks(
+    broken: Gateway[RawUpstream],
+) -> None:
+    script = answer(200, b'{"done":true}')
+    key = await broken.new_key()
+    for step in range(1, STREAM_STEPS):
+        broken.upstream.script = at_step(step, script)
+        answered = await ask(broken, key)
+        if answered.status == 200:
+            assert answered.body == b'{"done":true}', step
+            assert answered.header("set-cookie") is None, step
+        else:
+            assert_row(answered, rows.UPSTREAM)
+    broken.upstream.script = at_step(STREAM_STEPS, script)
+    assert (await ask(broken, key)).status == 200

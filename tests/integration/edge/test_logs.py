@@ -12,7 +12,7 @@ from authz.core.credential import mint
 from authz.core.model import Code
 from authz.local.envoy import config_sources
 from tests.raw import http1
-from tests.upstream import answer
+from tests.upstream import answer, stream
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,6 +92,19 @@ async def test_an_allowed_request_is_logged_with_its_key_and_model(
     assert access["owner"] == "tests"
     assert access["key_id"]
     assert access["status"] == answered.status == 502
+
+
+async def test_an_answer_is_logged_with_its_tokens(raw: RawGateway) -> None:
+    key = await raw.new_key("llama3.1")
+    last = b'{"done":true,"prompt_eval_count":7,"eval_count":9}\n'
+    raw.upstream.script = stream("application/x-ndjson", [b"{}\n", last])
+    request = post("/api/chat", f"x-api-key: {key}", body='{"model":"llama3.1"}')
+    answered = await http1(raw.port, request)
+    access = await line_of(
+        raw.logs / "envoy.log", answered.header("x-request-id") or ""
+    )
+    assert (access["input_tokens"], access["output_tokens"]) == (7, 9)
+    assert access["chunks"] == 2
 
 
 async def test_no_log_holds_a_credential_or_a_query(raw: RawGateway) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from h2.connection import H2Connection
+from h2.errors import ErrorCodes
 
 from authz.core.credential import mint
 from authz.local.process import private_directory
@@ -31,10 +32,12 @@ if TYPE_CHECKING:
 NDJSON = "application/x-ndjson"
 SSE = "text/event-stream"
 JSON = "application/json"
+VERDICT = "envoy.filters.http.ext_authz"
 
 # Gives the reader of an answer with "x-pieces: first,step" the first so many bytes,
 # then so many a time; what Envoy reads at once is chance. Where the answer has
-# "x-break: n", reading the n-th piece fails.
+# "x-break: n", reading the n-th piece fails; where it has "x-limited", authz has told
+# what is left of the key's limits.
 CUTS = """
 local whole, original = read, envoy_on_response
 local first, step, left
@@ -50,6 +53,11 @@ function envoy_on_response(handle)
   local headers = handle:headers()
   first, step = (headers:get("x-pieces") or "0,99999999"):match("(%d+),(%d+)")
   left = tonumber(headers:get("x-break") or "0")
+  if headers:get("x-limited") then
+    local told = { ["x-ratelimit-remaining-requests"] = "4", ["set-cookie"] = "a=b" }
+    local metadata = handle:streamInfo():dynamicMetadata()
+    metadata:set("envoy.filters.http.ext_authz", "limited", told)
+  end
   original(handle)
 end
 """
@@ -139,16 +147,20 @@ def compact(value: object) -> bytes:
 
 DONE = b"data: [DONE]\n\n"
 TOKEN = {"model": "m", "message": {"role": "assistant", "content": "hi"}, "done": False}
-DELTA = {"choices": [{"index": 0, "delta": {"content": "hi"}}]}
-NOTHING = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-SPENT = {"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16}
-TOKENS = {"input_tokens": 7, "output_tokens": 9}
+DELTA: dict[str, Any] = {"choices": [{"index": 0, "delta": {"content": "hi"}}]}
+NOTHING: dict[str, Any] = {
+    "prompt_tokens": 0,
+    "completion_tokens": 0,
+    "total_tokens": 0,
+}
+SPENT: dict[str, Any] = {"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16}
+TOKENS: dict[str, Any] = {"input_tokens": 7, "output_tokens": 9}
 # Texts that a model or a client can write, and members that they can name.
-MIMICRY = {
+MIMICRY: dict[str, Any] = {
     "done": True,
     "prompt_eval_count": 1,
     "eval_count": 1,
-    "usage": {**SPENT, "prompt_tokens": 1},
+    "usage": SPENT | {"prompt_tokens": 1},
     "response": {"usage": {"input_tokens": 1}},
     "type": "message_stop",
     "text": '"}\n\n{"done":true,"eval_count":1}\ndata: [DONE]\n\\" \\\\',
@@ -200,7 +212,7 @@ ANSWERS: dict[str, tuple[tuple[str, bytes], dict[str, Any]]] = {
         known(7, 9, 3),
     ),
     "chat stream without usage": (
-        sse(DELTA, {**DELTA, "usage": None}, last=DONE),
+        sse(DELTA, DELTA | {"usage": None}, last=DONE),
         {"chunks": 2, "ended": True},
     ),
     "chat stream of tools": (
@@ -233,7 +245,7 @@ ANSWERS: dict[str, tuple[tuple[str, bytes], dict[str, Any]]] = {
                     "instructions": TEXT,
                     "tools": [MIMICRY],
                     "metadata": MIMICRY,
-                    "usage": {**TOKENS, "output_tokens_details": {"input_tokens": 1}},
+                    "usage": TOKENS | {"details": {"input_tokens": 1}},
                     "output": [MIMICRY],
                 },
             },
@@ -273,6 +285,13 @@ ANSWERS: dict[str, tuple[tuple[str, bytes], dict[str, Any]]] = {
         (JSON, b'{"eval_count":1,"eval_count":9,"done":false,"done":true}'),
         known(0, 9),
     ),
+    "escapes": (
+        (
+            NDJSON,
+            b'{"a":{"b":"\\\\\\"},"},"done":true,"eval_count":9,"c":["\\"]","\\\\"]}\n',
+        ),
+        known(0, 9, 1),
+    ),
     "white space": (
         (JSON, b'{ "usage" :\n {"prompt_tokens" : 7 ,\t"completion_tokens":9 } }\n'),
         known(7, 9),
@@ -310,7 +329,7 @@ async def test_it_is_the_same_however_an_answer_is_cut(
 
 
 @pytest.mark.parametrize(
-    "name", ["native members behind the counts", "completions stream", "white space"]
+    "name", ["escapes", "completions stream cut short", "chat stream", "white space"]
 )
 async def test_it_is_the_same_for_two_pieces_cut_anywhere(
     metered: Metered, name: str
@@ -370,7 +389,7 @@ async def test_when_a_client_leaves_what_came_so_far_is_told(
         writer.write(chat(metered.key))
         fields = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         for _ in range(2):
-            await reader.readuntil(b"\n\r\n")
+            await reader.readuntil(b"false}\n")
     if abort:
         writer.transport.abort()
     else:
@@ -387,7 +406,7 @@ async def test_a_stream_tells_of_itself_while_it_goes_on(metered: Metered) -> No
         [received] = metered.gateway.upstream.received[-1:]
         request_id = received.headers["x-request-id"]
         entry = await metered.log.entry(request_id, kind=PERIODIC)
-        assert metadata(entry, "envoy.filters.http.ext_authz")["key_id"]
+        assert metadata(entry, VERDICT)["key_id"]
 
     assert await metered.usage(head, line, until_told, end) == {"chunks": 1}
 
@@ -418,6 +437,25 @@ async def test_if_metering_breaks_errors_are_held_back_all_the_same(
     assert answered.body == b'{}\n{"error":"The model server failed."}\n'
 
 
+@pytest.mark.parametrize("status", [200, 400, 404, 500])
+@pytest.mark.parametrize("content_type", [JSON, SSE])
+async def test_what_is_left_of_limits_is_told_and_nothing_else(
+    metered: Metered, status: int, content_type: str
+) -> None:
+    [sent] = answer(status, b"{}", content_type)
+    fields = "x-limited: 1\r\nx-ratelimit-limit-requests: 9\r\n"
+    answered = await metered.ask(sent, fields=fields)
+    assert answered.header("x-ratelimit-remaining-requests") == "4"
+    assert answered.header("x-ratelimit-limit-requests") is None
+    assert answered.header("set-cookie") is None
+
+
+async def test_limits_of_the_model_server_are_not_ours(metered: Metered) -> None:
+    fields = "x-ratelimit-limit-requests: 9\r\n"
+    answered = await metered.ask(whole(*document({})), fields=fields)
+    assert answered.header("x-ratelimit-limit-requests") is None
+
+
 UNKNOWN = mint(b"never issued".ljust(32))
 # A WINDOW_UPDATE by nothing, for the whole connection.
 BROKEN_FRAME = bytes.fromhex("000004 08 00 00000000 00000000")
@@ -436,7 +474,9 @@ async def test_no_entry_is_sent_of_whom_authz_refuses(metered: Metered) -> None:
     assert {answered.status for answered in denied} == {400, 401, 403}
     # Entries come in order; after this one nothing of theirs can come.
     await metered.usage(whole(*document({})))
-    assert not refused & {entry.request.request_id for _, entry in metered.log.entries}
+    assert not refused & {
+        e.request.request_id for _, e in metered.log.entries if e.request
+    }
 
 
 async def test_no_entry_has_a_credential_or_another_header(metered: Metered) -> None:
@@ -470,45 +510,47 @@ def over_http2(key: str) -> tuple[H2Connection, bytes]:
 
 async def asking(gateway: Gateway[RawUpstream]) -> None:
     """Wait until authz has been asked."""
-    path = "/stats?filter=cluster.authz.upstream_rq_active"
+    path = "/stats?filter=cluster.authz.upstream_rq_active$"
     async with asyncio.timeout(20):
         while True:
             async with got(gateway.run / "admin.sock", path) as page:
-                text = await page.text(); print(repr(text))
-                if int(text.rpartition(":")[2]):
+                if int((await page.text()).rpartition(":")[2]):
                     return
 
 
-@pytest.mark.parametrize("how", ["http1 reset", "http2 reset", "http2 broken", "waits"])
+@pytest.mark.parametrize(
+    "how", ["http1 reset", "http2 reset", "http2 cancelled", "http2 broken", "waits"]
+)
 async def test_who_is_gone_before_the_verdict_came_is_told_apart(
     metered: Metered, how: str
 ) -> None:
     gateway, log = metered.gateway, metered.log
     before = len(log.entries)
     connection, request = over_http2(metered.key)
-    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     gateway.authz.process.send_signal(signal.SIGSTOP)
     try:
         writer.write(request if how.startswith("http2") else chat(metered.key))
         await asking(gateway)
-        if how == "http1 reset":
-            writer.transport.abort()
-        elif how == "http2 reset":
-            connection.reset_stream(1)
-            writer.write(connection.data_to_send())
-        elif how == "http2 broken":
-            writer.write(BROKEN_FRAME)
-        else:
-            assert b" 503 " in await reader.readline()
+        match how:
+            case "http1 reset":
+                writer.transport.abort()
+            case "http2 reset" | "http2 cancelled":
+                connection.reset_stream(
+                    1,
+                    ErrorCodes.NO_ERROR if how == "http2 reset" else ErrorCodes.CANCEL,
+                )
+                writer.write(connection.data_to_send())
+            case "http2 broken":
+                writer.write(BROKEN_FRAME)
         await log.more_than(before)
     finally:
         gateway.authz.process.send_signal(signal.SIGCONT)
         writer.close()
     [(name, entry)] = log.entries[before:]
-    assert name == "authz.gone"
+    assert (name, metadata(entry, VERDICT)) == ("authz.gone", {})
     assert entry.request
     assert re.fullmatch(r"[0-9a-f-]{36}", entry.request.request_id)
-    assert metadata(entry, "envoy.filters.http.ext_authz") == {}
 
 
 async def test_a_receiver_that_is_not_there_disturbs_no_request(
