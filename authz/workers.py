@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from authz.config import Settings
 
-_GRACE_S = 5.0
+_GRACE_S = 8.0  # calls, usage and last uses have two each
 _WRONG_SETTINGS = 2  # what the command line ends with, and says why
 
 

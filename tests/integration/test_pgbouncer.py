@@ -136,6 +136,7 @@ async def test_in_transaction_mode_every_request_asks_and_the_log_says_why(
     # All share one session of the server: the one that has said LISTEN, too.
     mode = ("pool_mode = transaction", "default_pool_size = 1")
     async with gateway_behind(database_url, tmp_path, *mode) as gateway:
+        await said(tmp_path / "authz.log", "notifications do not arrive")
         raw_key = await gateway.new_key()
         for _ in range(3):
             assert await status(gateway, raw_key) == 200
@@ -146,7 +147,13 @@ async def test_in_transaction_mode_every_request_asks_and_the_log_says_why(
         async with connected(database_url) as connection:
             await PostgresKeyWriter(connection).create(new)
         assert await status(gateway, raw_key) == 200
-    assert "notifications do not arrive" in (tmp_path / "authz.log").read_text()
+
+
+async def said(log: Path, words: str) -> None:
+    """Wait until a log has these words."""
+    async with asyncio.timeout(FAR_OFF_S):
+        while words not in log.read_text():
+            await asyncio.sleep(0.05)
 
 
 @pytest.mark.skipif(not keeps_statements(), reason="this pgbouncer is before 1.21")
