@@ -151,9 +151,11 @@ async def test_in_transaction_mode_every_request_asks_and_the_log_says_why(
 
 async def said(log: Path, words: str) -> None:
     """Wait until a log has these words."""
-    async with asyncio.timeout(FAR_OFF_S):
-        while words not in log.read_text():
-            await asyncio.sleep(0.05)
+
+    async def is_there() -> bool:
+        return words in log.read_text()
+
+    await until(is_there, FAR_OFF_S)
 
 
 @pytest.mark.skipif(not keeps_statements(), reason="this pgbouncer is before 1.21")
