@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client import CollectorRegistry
 
+from authz import limiter
 from authz.core.allowlist import Allowlist
 from authz.core.limits import Limits, parse_limits
 from authz.core.model import Allow, Deny, Key, Reason
@@ -228,3 +229,26 @@ async def test_several_workers_without_redis_are_undecided() -> None:
     worker = Limiter(None, house.usage, house.clock, metrics, alone=False)
     with pytest.raises(StoreUnavailable):
         await worker.admit(allow("rpm=1"), "a", 0)
+
+
+async def test_who_counts_limits_can_be_seen() -> None:
+    house, registry = House(), CollectorRegistry()
+    replica = Limiter(house.shared, house.usage, house.clock, Metrics(registry))
+    seen = []
+    for broken in (False, True, False):
+        house.shared.broken = broken
+        await replica.admit(allow("rpm=9"), str(broken), 0)
+        seen.append(registry.get_sample_value("authz_limits_shared"))
+    assert seen == [1, 0, 1]
+
+
+async def test_what_is_never_settled_in_redis_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limiter, "_MOST_UNSETTLED", 3)
+    house, registry = House(), CollectorRegistry()
+    replica = Limiter(house.shared, house.usage, house.clock, Metrics(registry))
+    house.shared.broken = True
+    for number in range(5):
+        await replica.settle("k", str(number), 1)
+    assert registry.get_sample_value("authz_settlements_dropped_total") == 2
