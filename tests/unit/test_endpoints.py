@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from authz.core.decide import find_permitted, read_asked
-from authz.core.endpoints import CLOSED, ENDPOINTS, Endpoint
+from authz.core.endpoints import CLOSED, ENDPOINTS, OTHER, Endpoint, route_of
 from authz.core.model import Code, Deny, Reason, Request, Scope
 from tests.compare_routes import differences, registered, table
 from tests.verdicts import KEY, LLAMA, MANAGER, ROOT, ask, decide, verdict
@@ -258,3 +258,19 @@ def test_what_streams_unless_told_otherwise_is_marked() -> None:
     marked = {path for path, endpoint in ENDPOINTS.items() if endpoint.streams}
     manage = {"/api/pull", "/api/push", "/api/create"}
     assert marked == {"/api/generate", "/api/chat"} | manage
+
+
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("/api/chat", "/api/chat"),
+        ("/v1/models/llama3.1:8b", "/v1/models/:model"),
+        (f"/api/blobs/sha256:{'0' * 64}", "/api/blobs/:digest"),
+        ("/api/blobs/sha256:0", OTHER),
+        ("/v1/models/:model/x", OTHER),
+        ("/anything", OTHER),
+        ("", OTHER),
+    ],
+)
+def test_a_path_is_counted_by_its_route(path: str, route: str) -> None:
+    assert route_of(path) == route

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from authz.adapters.postgres import connected
+from authz.adapters.postgres_key_writer import PostgresKeyWriter
 from authz.core.credential import mint
 from authz.core.model import Code
 from authz.local.envoy import config_sources
@@ -74,6 +76,24 @@ async def test_a_denial_has_its_reason_in_both_logs(raw: RawGateway) -> None:
     ours = await line_of(raw.logs / "authz.log", request_id)
     assert access["request_id"] == ours["request_id"] == request_id
     assert access["reason"] == ours["reason"] == "key_unknown"
+    assert ours["key_prefix"] == UNKNOWN[:11]
+    assert ours["endpoint"] == "/api/chat"
+
+
+async def test_a_denial_says_whose_request_it_was_and_for_which_model(
+    raw: RawGateway,
+) -> None:
+    key = await raw.new_key("llama3.1")
+    body = '{"model":"Qwen3","prompt":"said in confidence"}'
+    request = post("/api/generate", f"x-api-key: {key}", body=body)
+    answered = await http1(raw.port, request)
+    ours = await line_of(raw.logs / "authz.log", answered.header("x-request-id") or "")
+    assert (ours["reason"], ours["endpoint"]) == ("model_not_listed", "/api/generate")
+    assert ours["model"] == "registry.ollama.ai/library/qwen3:latest"
+    async with connected(raw.database_url) as connection:
+        prefix = (await PostgresKeyWriter(connection).show(ours["key_id"])).prefix
+    assert key.startswith(prefix)
+    assert "said in confidence" not in (raw.logs / "authz.log").read_text()
 
 
 async def test_an_allowed_request_is_logged_with_its_key_and_model(

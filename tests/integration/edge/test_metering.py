@@ -16,6 +16,7 @@ from authz.core.credential import mint
 from authz.local.process import private_directory
 from authz.local.stack import got
 from tests.gateway import own_gateway
+from tests.integration.edge.test_strangers import rss
 from tests.log_receiver import PERIODIC, log_receiver, metadata, send_logs_to
 from tests.raw import http1
 from tests.upstream import Act, answer, chunk, stream
@@ -302,6 +303,7 @@ ANSWERS: dict[str, tuple[tuple[str, bytes], dict[str, Any]]] = {
     ),
     "no json": ((JSON, b'"usage" {"eval_count":'), {}),
 }
+ENDLESS = 8 << 20
 SHORT = [name for name, ((_, data), _) in ANSWERS.items() if len(data) < 5_000]
 
 
@@ -347,6 +349,24 @@ async def test_it_is_the_same_for_two_pieces_cut_anywhere(
 async def test_a_count_that_cannot_be_is_not_told(metered: Metered, token: str) -> None:
     data = b'{"done":true,"eval_count":9,"prompt_eval_count":%b}' % token.encode()
     assert await metered.usage(whole(JSON, data)) == {"ended": True}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"%b' % (b"k" * ENDLESS),
+        b'{"eval_count":%b' % (b"9" * ENDLESS),
+        b"[" * ENDLESS,
+    ],
+    ids=["key", "number", "arrays"],
+)
+async def test_what_never_ends_takes_no_memory(metered: Metered, data: bytes) -> None:
+    envoy = metered.gateway.envoy.process.pid
+    await metered.ask(whole(JSON, data))
+    before = rss(envoy)
+    for _ in range(3):
+        await metered.ask(whole(JSON, data))
+    assert rss(envoy) - before < ENDLESS
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/octet-stream"])
