@@ -1,0 +1,171 @@
+"""What stands open around the gateway, as seen from where this runs.
+
+Whoever shares a network namespace with Ollama reaches it without a key; from further
+away nobody may. So every port that is listened on here is asked what it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from redis.asyncio import RedisCluster
+
+from authz.adapters import redis_client
+from authz.adapters.postgres import connected
+from authz.adapters.postgres_schema import check_schema
+from authz.cli import probes
+from authz.errors import BackendError, SchemaError
+
+if TYPE_CHECKING:
+    from authz.adapters.postgres import Connection
+    from authz.config import Settings
+
+    Address = tuple[str, int]
+
+OK, OPEN, UNKNOWN = "ok", "open", "unknown"
+
+_AT_ONCE = 50
+# Limits and caches bear a second or two; an expiry or a window is off by as much.
+_MOST_APART_S = 2.0
+_MAY_CHANGE_KEYS = "SELECT has_table_privilege(to_regclass('keys'), 'UPDATE')"
+_LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at, and in which of the three states it is."""
+
+    state: str
+    text: str
+
+
+async def look_around(settings: Settings, ollama: Address) -> list[Finding]:
+    """Return what was found, one line each. Raises ConfigError."""
+    return [
+        *await _ports(),
+        *await _around(ollama),
+        *await _database(settings.database_url.get_secret_value()),
+        *await _cache(settings.redis_url.get_secret_value()),
+    ]
+
+
+async def _ports() -> list[Finding]:
+    """Look for Ollama on the network, and for Envoy's admin interface anywhere."""
+    try:
+        listening = sorted({*probes.listening()})
+    except OSError:
+        return [Finding(UNKNOWN, "this system does not tell which ports listen")]
+    free = asyncio.Semaphore(_AT_ONCE)
+
+    async def findings(host: str, port: int) -> list[Finding]:
+        async with free:
+            return await _behind(host, port)
+
+    found = await asyncio.gather(*(findings(*address) for address in listening))
+    opened = [finding for each in found for finding in each]
+    here = f"of {len(listening)} ports that listen here"
+    return opened or [Finding(OK, f"none {here} is Envoy's admin or an open Ollama")]
+
+
+async def _behind(host: str, port: int) -> list[Finding]:
+    ip = ip_address(host)
+    # What listens on all addresses listens on this one, too.
+    reached = _LOOPBACK[ip.version] if ip.is_unspecified else host
+    place = _written(host, port)
+    if await probes.is_admin(reached, port):
+        advice = "make it a socket file for its owner, as in envoy.yaml"
+        return [Finding(OPEN, f"Envoy's admin interface is at {place}: {advice}")]
+    if not ip.is_loopback and await probes.is_ollama(reached, port):
+        advice = "set OLLAMA_HOST=127.0.0.1"
+        return [
+            Finding(OPEN, f"Ollama takes requests without a key at {place}: {advice}")
+        ]
+    return []
+
+
+async def _around(ollama: Address) -> list[Finding]:
+    """Call Ollama directly, as whoever runs here could."""
+    place = _written(*ollama)
+    if not await probes.is_ollama(*ollama):
+        return [Finding(OK, f"no Ollama answers to a call around Envoy at {place}")]
+    cloud = _cloud(await probes.get(*ollama, "/api/status"))
+    with suppress(ValueError):
+        if ip_address(ollama[0]).is_loopback:
+            told = "Ollama answers to whatever shares this network namespace"
+            return [Finding(OK, f"{told}, at {place}"), cloud]
+    told = "Ollama takes requests without a key at"
+    return [Finding(OPEN, f"{told} {place}: let only Envoy reach it"), cloud]
+
+
+def _cloud(answer: tuple[int, bytes]) -> Finding:
+    with suppress(ValueError, LookupError, TypeError):
+        disabled = json.loads(answer[1])["cloud"]["disabled"]
+        if disabled is True:
+            return Finding(OK, "Ollama passes nothing on to its cloud")
+        if disabled is False:
+            told = "Ollama passes requests on to its cloud"
+            return Finding(OPEN, f"{told}: set OLLAMA_NO_CLOUD=1")
+    return Finding(UNKNOWN, "this Ollama does not tell whether its cloud is off")
+
+
+async def _database(url: str) -> list[Finding]:
+    try:
+        async with connected(url) as connection:
+            return [
+                await _schema(connection),
+                await _rights(connection),
+                clock(
+                    "PostgreSQL", await connection.fetchval("SELECT clock_timestamp()")
+                ),
+            ]
+    except BackendError as error:
+        return [Finding(UNKNOWN, f"schema, rights and clock: {error}")]
+
+
+async def _schema(connection: Connection) -> Finding:
+    try:
+        await check_schema(connection)
+    except SchemaError as error:
+        return Finding(OPEN, str(error))
+    return Finding(OK, "the schema fits")
+
+
+async def _rights(connection: Connection) -> Finding:
+    if await connection.fetchval(_MAY_CHANGE_KEYS):
+        advice = "give the service a role of its own, see authz grants"
+        return Finding(OPEN, f"the database role may change keys: {advice}")
+    return Finding(OK, "the database role may not change keys")
+
+
+async def _cache(url: str) -> list[Finding]:
+    if not url:
+        return []
+    try:
+        async with redis_client.redis_client(url) as client:
+            with redis_client.translated_errors():
+                if isinstance(client, RedisCluster):
+                    told = await client.time(target_nodes=client.get_random_node())
+                else:
+                    told = await client.time()
+    except BackendError as error:
+        return [Finding(UNKNOWN, f"clock of Redis: it does not answer: {error}")]
+    return [clock("Redis", datetime.fromtimestamp(told[0] + told[1] / 1e6, UTC))]
+
+
+def clock(whose: str, there: datetime) -> Finding:
+    """Compare the clock here with what another one said just now."""
+    ahead = (datetime.now(UTC) - there).total_seconds()
+    if abs(ahead) <= _MOST_APART_S:
+        return Finding(OK, f"the clock agrees with that of {whose}")
+    side = "ahead of" if ahead > 0 else "behind"
+    return Finding(OPEN, f"the clock is {abs(ahead):.0f} s {side} that of {whose}")
+
+
+def _written(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,83 @@
+"""Which ports are listened on in this network namespace, and who answers there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    Address = tuple[str, int]
+
+_ANSWER_S = 1.0
+_LONGEST_ANSWER = 65_536
+_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+_LISTENS = "0A"
+_NO_HTTP = (OSError, EOFError, ValueError, LookupError, asyncio.LimitOverrunError)
+
+
+def listening() -> Iterator[Address]:
+    """Find what is listened on here; raises OSError where there is no /proc.
+
+    proc_net_tcp(5): addresses are groups of four bytes in the host's order.
+    """
+    for table in _TABLES:
+        if not table.exists() and table != _TABLES[0]:
+            continue  # a machine without IPv6
+        for line in table.read_text().splitlines()[1:]:
+            _, local, _, state, *_ = line.split()
+            if state == _LISTENS:
+                digits, _, port = local.partition(":")
+                yield _address(bytes.fromhex(digits)), int(port, 16)
+
+
+def _address(groups: bytes) -> str:
+    words = struct.unpack(f"={len(groups) // 4}I", groups)
+    return str(ip_address(struct.pack(f">{len(words)}I", *words)))
+
+
+async def is_ollama(host: str, port: int) -> bool:
+    """Tell whether an Ollama answers without a key."""
+    status, body = await get(host, port, "/api/version")
+    with suppress(ValueError, TypeError):
+        return status == HTTPStatus.OK and "version" in json.loads(body)
+    return False
+
+
+async def is_admin(host: str, port: int) -> bool:
+    """Tell whether it is an admin interface of Envoy."""
+    status, body = await get(host, port, "/server_info")
+    return status == HTTPStatus.OK and b"hot_restart_version" in body
+
+
+async def get(host: str, port: int, path: str) -> tuple[int, bytes]:
+    """Return status and body, or (0, b"") where nobody speaks HTTP in time."""
+    request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+    try:
+        async with asyncio.timeout(_ANSWER_S), _line_to(host, port) as (reader, writer):
+            writer.write(request.encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+            body = bytearray()
+            while len(body) < _LONGEST_ANSWER and (some := await reader.read(8192)):
+                body += some
+            return int(head.split(maxsplit=2)[1]), bytes(body)
+    except _NO_HTTP:
+        return 0, b""
+
+
+@asynccontextmanager
+async def _line_to(
+    host: str, port: int
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
