@@ -74,8 +74,14 @@ async def run_worker(
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(pooled(url))
         redis = await stack.enter_async_context(_redis(settings))
-        cache = _key_cache(settings, redis)
-        lookup = Lookup(PostgresKeys(pool), cache, _freshness(settings), _now, metrics)
+        lookup = Lookup(
+            PostgresKeys(pool),
+            _key_cache(settings, redis),
+            _freshness(settings),
+            _now,
+            metrics,
+        )
+        stack.push_async_callback(lookup.aclose)
         uses = await stack.enter_async_context(noting_uses(url, _now))
         usage = await stack.enter_async_context(logging_usage(url, _now, metrics))
         limiter = Limiter(

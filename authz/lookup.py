@@ -125,6 +125,13 @@ class Lookup:
         self._listening_since = None
         self._metrics.listening.set(0)
 
+    async def aclose(self) -> None:
+        """End what is under way in the background, before the stores are closed.
+
+        A client of Redis that is used after that would connect again.
+        """
+        await self._shared.aclose()
+
     def _make_room(self) -> None:
         """Forget which keys have changed: so nothing holds without asking."""
         self._shared.forget_changes(self._now())

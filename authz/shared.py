@@ -94,6 +94,13 @@ class Shared:
         self._least.clear()
         self._not_before = now
 
+    async def aclose(self) -> None:
+        """End what is under way in the background, before Redis is closed."""
+        tasks = {*self._putting, *([self._dropping] if self._dropping else [])}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     def _are_all_changed(self, digests: Sequence[bytes]) -> bool:
         """Tell whether no record of them would be believed."""
         return all(self._least.get(digest) == math.inf for digest in digests)

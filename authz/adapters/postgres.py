@@ -141,15 +141,22 @@ async def _connect(url: str, **options: Any) -> Connection:  # noqa: ANN401 - th
             )
             good = [attempt for attempt in done if attempt.exception() is None]
             for superfluous in good[1:]:
-                superfluous.result().terminate()
+                _end(superfluous)
             if good:
                 return good[0].result()
             errors += [error for each in done if (error := each.exception())]
     finally:
         for attempt in pending:
             attempt.cancel()
+            attempt.add_done_callback(_end)
     # What a server says tells more than that another one is a standby, or away.
     raise max(errors, key=lambda error: isinstance(error, asyncpg.PostgresError))
+
+
+def _end(attempt: asyncio.Task[Connection]) -> None:
+    """End the connection that nobody waits for; it may be there before the cancel."""
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().terminate()
 
 
 def hosts_of(url: str) -> list[dict[str, Any]]:

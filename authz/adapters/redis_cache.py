@@ -1,7 +1,7 @@
 """Verified keys in Redis, shared by the replicas.
 
 Whoever can write to Redis must neither mint a key nor bring back an old one: every
-entry carries an HMAC-SHA-256 over digest and record, and a record with an older
+entry carries an HMAC-SHA-256 over its name and record, and a record with an older
 version never replaces a newer one.
 """
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
     from authz.adapters.redis_client import Client
 
+# The layout of a record, part of its name: change both together. So a replica of
+# another release neither reads nor overwrites what it would misread.
+_LAYOUT = 4
 _MAC_BYTES = 32
 
 # What the driver raises where it stumbles over an answer that no Redis gives.
@@ -64,7 +67,7 @@ class RedisKeyCache:
         ):
             for digest in digests:
                 # Never more than an entry of ours may have, however long it was made.
-                pipe.getrange(_entry(digest), 0, _MOST_BYTES - 1)
+                pipe.getrange(entry_name(digest), 0, _MOST_BYTES - 1)
             entries = await pipe.execute()
         opened = map(self._open, digests, entries)
         return next((verified for verified in opened if verified is not None), None)
@@ -75,7 +78,7 @@ class RedisKeyCache:
         if len(record) > _MOST_BYTES - _VERSION_DIGITS:
             return
         version = str(verified.key.version).zfill(_VERSION_DIGITS)
-        name = _entry(verified.key.digest)
+        name = entry_name(verified.key.digest)
         async with _in_time():
             await self._redis.eval(_PUT, 1, name, version, record, self._lifetime_ms)
 
@@ -86,7 +89,7 @@ class RedisKeyCache:
             self._redis.pipeline(transaction=False) as pipe,
         ):
             for digest in digests:
-                pipe.execute_command("UNLINK", _entry(digest))
+                pipe.execute_command("UNLINK", entry_name(digest))
             await pipe.execute()
 
     def _seal(self, verified: Verified) -> bytes:
@@ -103,7 +106,8 @@ class RedisKeyCache:
         return _from_record(digest, json.loads(text))
 
     def _mac(self, digest: bytes, text: bytes) -> bytes:
-        return hmac.digest(self._secret, digest + text, hashlib.sha256)
+        name = entry_name(digest).encode()
+        return hmac.digest(self._secret, name + text, hashlib.sha256)
 
 
 @asynccontextmanager
@@ -116,9 +120,9 @@ async def _in_time() -> AsyncIterator[None]:
                 raise CacheUnavailable(type(error).__name__) from error
 
 
-def _entry(digest: bytes) -> str:
-    # The number is that of the record's layout: change both together.
-    return f"authz:key:3:{digest.hex()}"
+def entry_name(digest: bytes) -> str:
+    """Return the name under which Redis has the record of a key."""
+    return f"authz:key:{_LAYOUT}:{digest.hex()}"
 
 
 class _Record(TypedDict):

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
+from authz.adapters.redis_cache import entry_name
 from authz.local.process import running, wait_until_ready
 from authz.local.redis import redis_binary
 from authz.local.stack import free_port
@@ -76,7 +77,7 @@ class Node:
 
     def holds(self, digest: bytes) -> bool:
         """Tell whether the record of a key has its place here."""
-        return key_slot(f"authz:key:3:{digest.hex()}".encode()) in self.slots
+        return key_slot(entry_name(digest).encode()) in self.slots
 
     async def _answers(self) -> bool:
         try:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
@@ -22,6 +23,8 @@ from tests.proxy import Line, line_to
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from authz.adapters.postgres import Connection
 
 DIGEST = bytes(32)
 ABSURD = ("", "junk", "\u00e9", "00" * 3000, "ff", "ff" * 31, " ".join(["ff"] * 32))
@@ -95,6 +98,27 @@ async def test_a_database_that_hangs_is_unavailable_within_its_time(
         assert time.monotonic() - started < FAR_OFF_S
         line.open.set()
         assert await keys.find([DIGEST]) is None
+
+
+async def test_a_connection_that_comes_just_as_it_is_given_up_is_ended(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, made = asyncpg.connect, []
+
+    async def connect(url: str, **options: object) -> Connection:
+        made.append(await really(url, **options))  # type: ignore[call-overload] # as it was called
+        asyncio.get_running_loop().call_soon(caller.cancel)
+        return made[-1]
+
+    async def give_up() -> None:
+        async with connected(database_url):
+            pass
+
+    monkeypatch.setattr(asyncpg, "connect", connect)
+    caller = asyncio.create_task(give_up())
+    await asyncio.wait({caller})
+    assert caller.cancelled()
+    assert [connection.is_closed() for connection in made] == [True]
 
 
 async def test_of_several_hosts_the_one_that_answers_and_may_write_is_used(

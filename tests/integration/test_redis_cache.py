@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 from redis.asyncio import Redis
 
-from authz.adapters.redis_cache import RedisKeyCache
+from authz.adapters import redis_cache
+from authz.adapters.redis_cache import RedisKeyCache, entry_name
 from authz.core.allowlist import Allowlist
 from authz.core.model import Key, Scope
 from authz.core.parameters import parse_parameters
@@ -91,7 +92,7 @@ async def test_an_entry_ends_by_itself(
     cache: RedisKeyCache, redis: Redis, digest: bytes
 ) -> None:
     await cache.put(of(digest))
-    left_ms = await redis.pttl(entry_of(digest))
+    left_ms = await redis.pttl(entry_name(digest))
     assert 0 < left_ms <= LIFETIME.total_seconds() * 1000
 
 
@@ -107,22 +108,34 @@ async def test_a_record_moved_to_another_digest_is_not_there(
 ) -> None:
     other = secrets.token_bytes(32)
     await cache.put(of(digest))
-    await redis.copy(entry_of(digest), entry_of(other))
+    await redis.copy(entry_name(digest), entry_name(other))
     assert await cache.get([other]) is None
+
+
+async def test_a_record_of_another_release_is_not_there_whoever_moves_it(
+    cache: RedisKeyCache, redis: Redis, digest: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(redis_cache, "_LAYOUT", 1)
+        await cache.put(of(digest))
+        theirs = entry_name(digest)
+    assert await cache.get([digest]) is None
+    await redis.rename(theirs, entry_name(digest))
+    assert await cache.get([digest]) is None
 
 
 @pytest.mark.parametrize("record", [b"", b"{}", b"x" * 40, bytes(32) + b"{}"])
 async def test_junk_is_not_there(
     cache: RedisKeyCache, redis: Redis, digest: bytes, record: bytes
 ) -> None:
-    await redis.set(entry_of(digest), b"0" * 20 + record)
+    await redis.set(entry_name(digest), b"0" * 20 + record)
     assert await cache.get([digest]) is None
 
 
 async def test_an_entry_of_another_kind_is_unavailable_not_a_crash(
     cache: RedisKeyCache, redis: Redis, digest: bytes
 ) -> None:
-    await redis.hset(entry_of(digest), "record", "text")
+    await redis.hset(entry_name(digest), "record", "text")
     with pytest.raises(CacheUnavailable):
         await cache.get([digest])
 
@@ -220,14 +233,10 @@ async def test_of_a_huge_entry_no_more_is_read_than_a_record_may_have(
     cache: RedisKeyCache, redis: Redis, digest: bytes
 ) -> None:
     await cache.put(of(digest))
-    await redis.setrange(entry_of(digest), 8 * 1024 * 1024, b"}")
+    await redis.setrange(entry_name(digest), 8 * 1024 * 1024, b"}")
     tracemalloc.start()
     assert await cache.get([digest]) is None
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    await redis.unlink(entry_of(digest))
+    await redis.unlink(entry_name(digest))
     assert peak < 4 * 1024 * 1024
-
-
-def entry_of(digest: bytes) -> str:
-    return f"authz:key:3:{digest.hex()}"

@@ -345,6 +345,14 @@ async def test_a_change_is_dropped_from_redis_once_redis_is_back() -> None:
     assert not replica.cache.entries
 
 
+async def test_at_the_end_redis_is_left_alone() -> None:
+    replica = Replica(cache=MemoryCache(broken=True))  # a drop would be tried again
+    before = asyncio.all_tasks()
+    replica.lookup.changed(b"?")
+    await replica.lookup.aclose()
+    assert asyncio.all_tasks() <= before
+
+
 async def test_a_flood_of_changes_drops_in_bounded_batches() -> None:
     replica = Replica(size=2000)
     for number in range(2001):
