@@ -10,6 +10,7 @@ from authz.core.credential import read_credential
 from authz.core.decide import find_permitted, judge, read_asked, usable
 from authz.core.limits import estimate
 from authz.core.model import Allow, Deny
+from authz.errors import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,6 +75,9 @@ class Authorizer:
         verdict = judge(endpoint, asked, key)
         if isinstance(verdict, Deny) or not key.limits:
             return verdict
+        if not request.id:
+            msg = "a request without an id cannot be told from another"
+            raise BackendError(msg)
         return await self._limiter.admit(verdict, request.id, estimate(asked.amounts))
 
     async def _identify(self, request: Request, seen: Seen) -> Key | Deny:

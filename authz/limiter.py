@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from authz.core.limits import Counters, Demand, Limit, Period
+from authz.core.limits import Counters, Demand, Limit, Period, Recorded
 from authz.core.model import Deny, Reason
 from authz.errors import BackendError, CacheUnavailable, StoreUnavailable
 
@@ -52,15 +52,15 @@ class MemoryLimits:
         self._counters: dict[str, Counters] = {}
 
     async def reserve(
-        self, key_id: str, limits: Limits, demand: Demand, recorded: int | None
-    ) -> Outcome | None:
-        """Admit or refuse; None if what is recorded of the budget must be told."""
+        self, key_id: str, limits: Limits, demand: Demand, recorded: Recorded | None
+    ) -> Outcome | int:
+        """Admit or refuse; or return since when what is recorded must be told."""
         counters = self._counters_of(key_id)
         begin = demand.period.begin
         if limits.budget and recorded is not None:
-            counters.spend(begin, recorded)
+            counters.spend(recorded.since, recorded.tokens)
         if limits.budget and not counters.knows_budget(begin):
-            return None
+            return begin
         return counters.reserve(limits, demand, self._seconds())
 
     async def settle(self, key_id: str, request_id: str, tokens: int | None) -> bool:
@@ -110,8 +110,11 @@ class Limiter:
         metrics.limits_shared.set(shared is not None)
         # Which key a request holds something of, until it is settled here.
         self._held: dict[str, str] = {}
+        # For which requests Redis did not answer; it may have reserved all the same.
+        self._in_doubt: set[str] = set()
         self._settled: dict[str, asyncio.Event] = {}
-        self._told: dict[str, datetime] = {}
+        # When it was last told, of a key, what is recorded: here and to Redis.
+        self._told: dict[tuple[LimitStore, str], datetime] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._unsettled: deque[tuple[str, str, int | None]] = deque(
             maxlen=_MOST_UNSETTLED
@@ -137,7 +140,8 @@ class Limiter:
 
         Without the key, what this process has not reserved stays until its lease ends.
         """
-        key_id = self._held.pop(request_id, key_id)
+        held_by = self._held.pop(request_id, None)
+        key_id = key_id or held_by
         if key_id is None:
             return
         await self._own.settle(key_id, request_id, tokens)
@@ -148,7 +152,8 @@ class Limiter:
 
     async def renew(self, key_id: str, request_id: str) -> None:
         """Keep what a request holds that still runs."""
-        if await self._own.renew(key_id, request_id) or self._shared is None:
+        await self._own.renew(key_id, request_id)
+        if self._shared is None:
             return
         try:
             await self._shared.renew(key_id, request_id)
@@ -165,22 +170,35 @@ class Limiter:
     async def _admit(self, allow: Allow, request_id: str, tokens: int) -> Allow | Deny:
         key = allow.key
         demand = Demand(request_id, tokens, _period(key.limits.budget, self._now()))
-        outcome = await self._reserve(key.id, key.limits, demand)
-        if outcome.refused is Limit.CONCURRENCY:
-            await self._wait_for_slot(key.id)
+        try:
             outcome = await self._reserve(key.id, key.limits, demand)
-        if outcome.refused is not None:
-            return Deny(_REASONS[outcome.refused], limited=outcome)
+            if outcome.refused is Limit.CONCURRENCY:
+                outcome = await self._reserve_when_freed(key.id, key.limits, demand)
+            if outcome.refused is not None:
+                return Deny(_REASONS[outcome.refused], limited=outcome)
+            self._hold(request_id, key.id)
+            return replace(allow, limited=outcome)
+        finally:
+            self._end_doubt(request_id, key.id)
+
+    def _hold(self, request_id: str, key_id: str) -> None:
         if len(self._held) >= _MOST_HELD:
             del self._held[next(iter(self._held))]
-        self._held[request_id] = key.id
-        return replace(allow, limited=outcome)
+        self._held[request_id] = key_id
+
+    def _end_doubt(self, request_id: str, key_id: str) -> None:
+        """Give back what Redis may hold of a request that does not pass."""
+        if request_id in self._in_doubt:
+            self._in_doubt.discard(request_id)
+            if request_id not in self._held:
+                self._settle_later(key_id, request_id, 0)
 
     async def _reserve(self, key_id: str, limits: Limits, demand: Demand) -> Outcome:
         if self._shared is not None:
             try:
                 outcome = await self._reserve_in(self._shared, key_id, limits, demand)
             except CacheUnavailable:
+                self._in_doubt.add(demand.request_id)
                 self._metrics.limits_unshared.inc()
                 self._metrics.limits_shared.set(0)
             else:
@@ -195,13 +213,13 @@ class Limiter:
         self, store: LimitStore, key_id: str, limits: Limits, demand: Demand
     ) -> Outcome:
         outcome = await store.reserve(key_id, limits, demand, None)
-        if outcome is None:
-            begin = demand.period.begin
-            recorded = await self._records.tokens_since(key_id, begin)
+        if isinstance(outcome, int):
+            tokens = await self._records.tokens_since(key_id, outcome)
+            recorded = Recorded(outcome, tokens)
             outcome = await store.reserve(key_id, limits, demand, recorded)
         elif limits.budget:
             self._tell_again(store, key_id, demand.period.begin)
-        if outcome is None:
+        if isinstance(outcome, int):
             msg = "what was spent of a budget is not known"
             raise StoreUnavailable(msg)
         return outcome
@@ -209,12 +227,12 @@ class Limiter:
     def _tell_again(self, store: LimitStore, key_id: str, begin: int) -> None:
         """Correct a count that may lack something by what is recorded."""
         now = self._now()
-        told = self._told.get(key_id)
+        told = self._told.get((store, key_id))
         if told is not None and now - told < _TELL_AGAIN:
             return
         if len(self._told) >= _MOST_KEYS:
             self._told.clear()
-        self._told[key_id] = now
+        self._told[store, key_id] = now
         self._start(self._tell(store, key_id, begin))
 
     async def _tell(self, store: LimitStore, key_id: str, begin: int) -> None:
@@ -222,10 +240,20 @@ class Limiter:
             recorded = await self._records.tokens_since(key_id, begin)
             await store.spend(key_id, begin, recorded)
 
-    async def _wait_for_slot(self, key_id: str) -> None:
-        if len(self._settled) >= _MOST_WAITING:
-            return
-        settled = self._settled.setdefault(key_id, asyncio.Event())
+    async def _reserve_when_freed(
+        self, key_id: str, limits: Limits, demand: Demand
+    ) -> Outcome:
+        """Reserve when another request of the key has ended, if one does soon."""
+        if len(self._settled) < _MOST_WAITING:
+            settled = self._settled.setdefault(key_id, asyncio.Event())
+            # What ended before anybody waited for it wakes nobody.
+            outcome = await self._reserve(key_id, limits, demand)
+            if outcome.refused is not Limit.CONCURRENCY:
+                return outcome
+            await self._wait_for_slot(key_id, settled)
+        return await self._reserve(key_id, limits, demand)
+
+    async def _wait_for_slot(self, key_id: str, settled: asyncio.Event) -> None:
         try:
             with self._metrics.waiting_for_slot.track_inprogress():
                 async with asyncio.timeout(_SLOT_WAIT_S):
@@ -241,14 +269,19 @@ class Limiter:
         try:
             await self._shared.settle(key_id, request_id, tokens)
         except CacheUnavailable:
-            if len(self._unsettled) == _MOST_UNSETTLED:
-                self._metrics.settlements_dropped.inc()
-            self._unsettled.append((key_id, request_id, tokens))
+            self._settle_later(key_id, request_id, tokens)
+
+    def _settle_later(self, key_id: str, request_id: str, tokens: int | None) -> None:
+        if len(self._unsettled) == _MOST_UNSETTLED:
+            self._metrics.settlements_dropped.inc()
+        self._unsettled.append((key_id, request_id, tokens))
 
     def _give_back(
         self, request_id: str, reserving: asyncio.Task[Allow | Deny]
     ) -> None:
         if reserving.cancelled() or reserving.exception() is not None:
+            return
+        if isinstance(reserving.result(), Deny):
             return
         self._start(self.settle(None, request_id, 0))
 
@@ -261,14 +294,16 @@ class Limiter:
 def _period(budget: Budget | None, now: datetime) -> Period:
     """Return the period of a budget that a moment lies in, in UTC."""
     if budget is None:
-        return Period(0, 0, 0)
-    begin = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        return Period(0, 0, 0, 0)
+    today = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     if budget.period == "day":
-        ends = [begin + timedelta(days=1), begin + timedelta(days=2)]
+        begins = [today + timedelta(days=days) for days in (-1, 0, 1, 2)]
     else:
-        begin = begin.replace(day=1)
-        ends = [_next_month(begin), _next_month(_next_month(begin))]
-    return Period(*(int(moment.timestamp()) for moment in (begin, *ends)))
+        first = today.replace(day=1)
+        following = _next_month(first)
+        previous = (first - timedelta(days=1)).replace(day=1)
+        begins = [previous, first, following, _next_month(following)]
+    return Period(*(int(moment.timestamp()) for moment in begins))
 
 
 def _next_month(first: datetime) -> datetime:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import cache
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -106,18 +107,22 @@ class Metrics:
             buckets=_LAG_SECONDS,
             registry=registry,
         )
-        self._finished = Counter(
+        finished = Counter(
             "authz_requests_finished",
             "Allowed requests that have ended, by route and how.",
             ["endpoint", "outcome"],
             registry=registry,
         )
-        self._tokens = Counter(
+        tokens = Counter(
             "authz_tokens",
             "Tokens of requests that have ended, counted or estimated.",
             ["direction", "model"],
             registry=registry,
         )
+        # Every request counts in both; finding a counter by its labels takes longer
+        # than counting.
+        self._finished = cache(finished.labels)
+        self._tokens = cache(tokens.labels)
         self._models: set[str] = set()
         self.pools = Pools(registry)
 
@@ -133,11 +138,11 @@ class Metrics:
     def finished(self, finished: Finished, used: Used) -> None:
         """Count a request that has ended, and its tokens."""
         endpoint = finished.endpoint if finished.endpoint in ENDPOINTS else OTHER
-        self._finished.labels(endpoint, used.ending.value).inc()
+        self._finished(endpoint, used.ending.value).inc()
         if used.input_tokens or used.output_tokens:
             model = self._model(recorded_model(finished))
-            self._tokens.labels("input", model).inc(used.input_tokens)
-            self._tokens.labels("output", model).inc(used.output_tokens)
+            self._tokens("input", model).inc(used.input_tokens)
+            self._tokens("output", model).inc(used.output_tokens)
 
     def _model(self, name: str) -> str:
         """Return what a model is counted as: the first ones have a name."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from uuid import UUID
 
-    from authz.core.limits import Budget, Demand, Limits, Outcome
+    from authz.core.limits import Budget, Demand, Limits, Outcome, Recorded
     from authz.core.metering import Finished, Used
     from authz.core.model import Asked, Deny, Key, Request
     from authz.core.parameters import Parameters
@@ -165,9 +165,9 @@ class LimitStore(Protocol):
     """What keys have used of their limits. All raise CacheUnavailable."""
 
     async def reserve(
-        self, key_id: str, limits: Limits, demand: Demand, recorded: int | None
-    ) -> Outcome | None:
-        """Admit or refuse; None if what is recorded of the budget must be told."""
+        self, key_id: str, limits: Limits, demand: Demand, recorded: Recorded | None
+    ) -> Outcome | int:
+        """Admit or refuse; or return since when what is recorded must be told."""
         ...
 
     async def settle(self, key_id: str, request_id: str, tokens: int | None) -> bool:

@@ -40,16 +40,25 @@ local STREAMS = {
 
 -- Request ----------------------------------------------------------------
 
+local renamed = 0
+
+-- An id like no other: a connection stays with one thread, which counts for itself.
+local function new_id(handle)
+  renamed = renamed + 1
+  return handle:streamInfo():filterState():get("connection.id") .. "-" .. renamed
+end
+
 function envoy_on_request(handle)
   local headers = handle:headers()
   local metadata = handle:streamInfo():dynamicMetadata()
-  -- Only an id that needs no escaping anywhere; without, the connection's is used.
+  -- Only an id that needs no escaping anywhere.
   local id = headers:get("x-request-id")
-  if id and #id <= 128 and id:find("^[%w._-]+$") then
-    metadata:set("gateway", "request_id", id)
-  else
+  if not (id and #id <= 128 and id:find("^[%w._-]+$")) then
     headers:remove("x-request-id")
+    id = new_id(handle)
+    headers:replace("x-request-id", id)
   end
+  metadata:set("gateway", "request_id", id)
   if headers:get(":method") == "HEAD" then
     metadata:set("gateway", "head", true)
   end

@@ -85,21 +85,25 @@ local function quota(window, limit)
   return math.max(0, limit - window.total), reset
 end
 
--- ARGV: id, tokens, rpm, tpm, concurrency, budget, begin, end, next end, recorded
+-- ARGV: id, tokens, rpm, tpm, concurrency, budget, the begins of its periods and the end
+-- of the last one (previous, begin, end, next end), and what is recorded (since, tokens)
 -- Returns: what refuses it ("" nothing), seconds to wait, requests left, their reset,
--- tokens left, their reset.
+-- tokens left, their reset. Or "unknown" and since when what is recorded must be told.
 local function reserve()
   local id, tokens = ARGV[2], tonumber(ARGV[3])
   local rpm, tpm, concurrency = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-  local budget, begin, ends = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+  local budget, begin, ends = tonumber(ARGV[7]), tonumber(ARGV[9]), tonumber(ARGV[10])
   local windows, spent = read()
   local kept_s = WINDOW_S * 2
   if budget then
-    if second >= ends then -- by the clock of whoever asks it is not yet
-      begin, ends = ends, tonumber(ARGV[10])
+    if second < begin then -- by the clock of whoever asks it is already
+      begin, ends = tonumber(ARGV[8]), begin
+    elseif second >= ends then -- or not yet
+      begin, ends = ends, tonumber(ARGV[11])
     end
-    if not knows_budget(spent, begin, tonumber(ARGV[11])) then
-      return { 'unknown', 0, -1, -1, -1, -1 }
+    local recorded = tonumber(ARGV[12]) == begin and tonumber(ARGV[13]) or nil
+    if not knows_budget(spent, begin, recorded) then
+      return { 'unknown', begin, -1, -1, -1, -1 }
     end
     kept_s = ends - second + KEPT_S
   end
@@ -161,7 +165,7 @@ local function settle()
   local since, of_tokens, begin, of_budget = held:match('^(%d+):(%d*):(%d*):(%d+):')
   if tokens and of_tokens ~= '' then
     if redis.call('HEXISTS', counters, 't:' .. since) == 1 then
-      add('t:' .. since, -of_tokens)
+      add('t:' .. since, 0 - of_tokens) -- "-0" is no number to Redis
     end
     add('t:' .. second, tokens)
     if redis.call('TTL', counters) < WINDOW_S * 2 then

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
 import asyncpg
+import structlog
 
 from authz.adapters.postgres import connected, lent, translated_errors
 from authz.adapters.postgres_batches import writing
@@ -85,6 +86,9 @@ DELETE FROM usage_requests WHERE id IN (
      ORDER BY at LIMIT $1 FOR UPDATE SKIP LOCKED
 )
 """
+
+
+log = structlog.get_logger()
 
 
 class _Row(NamedTuple):
@@ -186,9 +190,12 @@ async def logging_usage(
     url: str, now: Callable[[], datetime], metrics: Metrics
 ) -> AsyncIterator[PostgresUsageLog]:
     """Write in the background while the block runs, and what is left after it."""
-    log = PostgresUsageLog(url, now, metrics)
-    async with writing(log.write, "usage_unwritten", log.soon):
-        yield log
+    usage = PostgresUsageLog(url, now, metrics)
+    async with writing(usage.write, "usage_unwritten", usage.soon):
+        yield usage
+    if usage.unwritten:
+        # No metric of this process will be read any more.
+        log.error("usage_lost", requests=usage.unwritten)
 
 
 class PostgresUsage:
@@ -233,5 +240,4 @@ def _id(request_id: str) -> str:
     """Return Envoy's id as it is, another's as a UUID that stands for it alone."""
     if _UUID.fullmatch(request_id):
         return request_id
-    digest = hashlib.blake2b(request_id.encode(), digest_size=16).digest()
-    return str(UUID(bytes=digest))
+    return hashlib.blake2b(request_id.encode(), digest_size=16).hexdigest()

@@ -14,7 +14,7 @@ from authz.core.limits import Limit, Outcome, Quota
 
 if TYPE_CHECKING:
     from authz.adapters.redis_client import Client
-    from authz.core.limits import Demand, Limits
+    from authz.core.limits import Demand, Limits, Recorded
 
 SCRIPT = files(__package__).joinpath("limits.lua").read_text()
 
@@ -28,9 +28,9 @@ class RedisLimits:
         self._sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
     async def reserve(
-        self, key_id: str, limits: Limits, demand: Demand, recorded: int | None
-    ) -> Outcome | None:
-        """Admit or refuse; None if what is recorded of the budget must be told."""
+        self, key_id: str, limits: Limits, demand: Demand, recorded: Recorded | None
+    ) -> Outcome | int:
+        """Admit or refuse; or return since when what is recorded must be told."""
         period = demand.period
         refused, wait_s, *left = await self._run(
             key_id,
@@ -38,10 +38,11 @@ class RedisLimits:
             demand.request_id,
             *(demand.tokens, limits.rpm, limits.tpm, limits.concurrency),
             limits.budget.tokens if limits.budget else None,
-            *(period.begin, period.end, period.next_end, recorded),
+            *(period.previous, period.begin, period.end, period.next_end),
+            *((recorded.since, recorded.tokens) if recorded else (None, None)),
         )
         if refused == b"unknown":
-            return None
+            return int(wait_s)
         requests = Quota(limits.rpm, *left[:2]) if limits.rpm else None
         tokens = Quota(limits.tpm, *left[2:]) if limits.tpm else None
         return Outcome(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from authz.core.amounts import OddValueError, read_amounts
 from authz.core.body import read_body, read_models, refused_framing
 from authz.core.endpoints import find_endpoint
+from authz.core.metering import input_estimate
 from authz.core.model import Allow, Asked, Deny, Reason, Scope
 from authz.core.names import DEFAULT_HOST, canonical
 
@@ -67,7 +68,8 @@ def judge(endpoint: Endpoint, asked: Asked, key: Key) -> Decision:
     beyond = key.parameters.first_beyond(asked.amounts, asked.model)
     if beyond is not None:
         return Deny(Reason.PARAMETER_BEYOND, parameter=beyond)
-    return Allow(key, endpoint.path, asked.model)
+    estimated = input_estimate(asked.amounts)
+    return Allow(key, endpoint.path, asked.model, input_estimate=estimated)
 
 
 def _asked_in_body(endpoint: Endpoint, request: Request) -> Asked | Deny:

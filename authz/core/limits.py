@@ -93,8 +93,11 @@ def estimate(amounts: Mapping[str, float]) -> int:
     """Return how many tokens a request may use, by what it asks for."""
     asked = ceil(amounts.get("text_bytes", 0) / _BYTES_PER_TOKEN)
     asked += int(amounts.get("images", 0)) * _TOKENS_PER_IMAGE
-    longest = amounts.get("num_predict", 0)
-    return asked + (_USUAL_ANSWER if longest < 0 else int(longest))
+    longest = amounts.get("num_predict")
+    if longest is None:  # nothing is generated
+        return asked
+    # What 0 and less mean differs between versions of Ollama.
+    return asked + (int(longest) if longest > 0 else _USUAL_ANSWER)
 
 
 class Limit(Enum):
@@ -108,11 +111,23 @@ class Limit(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """The period of a budget, in seconds since 1970, and where the next one ends."""
+    """The period of a budget, in seconds since 1970, and those beside it.
 
+    Replicas that share counters go by one clock, which may be in one of those.
+    """
+
+    previous: int
     begin: int
     end: int
     next_end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """How many tokens were recorded since the beginning of a budget's period."""
+
+    since: int
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from authz.core.endpoints import ENDPOINTS
 from authz.core.limits import estimate
 from authz.core.model import Scope
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # Beyond this a number is none: no answer has as many tokens, bytes or milliseconds.
 _LARGEST = 2**31
@@ -35,7 +39,9 @@ class Ending(Enum):
 class Finished:
     """A request that has ended, as the gateway saw it; its numbers may be any.
 
-    ``began`` is in seconds since 1970. ``chunks`` are the pieces of the answer.
+    ``request_id`` is another one for every request. ``began`` is in seconds since
+    1970. ``input_estimate`` is what was estimated when the request was checked.
+    ``chunks`` are the pieces of the answer.
     ``ended`` tells that the answer came to the end that its protocol has, ``failed``
     that the model server put an error into it, ``left`` that the client went before
     the end, ``broken`` that something else cut it off.
@@ -51,6 +57,7 @@ class Finished:
     duration_ms: float = 0
     first_byte_ms: float = 0
     request_bytes: float = 0
+    input_estimate: float | None = None
     input_tokens: float | None = None
     output_tokens: float | None = None
     chunks: float = 0
@@ -75,6 +82,16 @@ class Used:
     settled: int | None
 
 
+def input_estimate(amounts: Mapping[str, float]) -> int | None:
+    """Return how many tokens an input may have that is not all text.
+
+    None where it is: then the gateway's count of its bytes tells the same.
+    """
+    if "images" not in amounts:
+        return None
+    return estimate({name: amounts[name] for name in ("text_bytes", "images")})
+
+
 def meter(finished: Finished) -> Used:
     """Say what a request has used, and how it ended."""
     counted = _counted(finished)
@@ -85,7 +102,7 @@ def meter(finished: Finished) -> Used:
         return Used(ending, *counted, estimated=False, settled=sum(counted))
     if ending is Ending.FAILED and not _succeeded(finished.status) and finished.status:
         return Used(ending, 0, 0, estimated=False, settled=0)
-    asked = estimate({"text_bytes": number(finished.request_bytes) or 0})
+    asked = _asked(finished)
     chunks = number(finished.chunks) or 0
     answered = chunks if finished.endpoint in _GENERATES else 0
     is_known = chunks or ending is Ending.OK
@@ -103,6 +120,13 @@ def number(value: float | None) -> int | None:
     if value is not None and 0 <= value <= _LARGEST:
         return int(value)
     return None
+
+
+def _asked(finished: Finished) -> int:
+    estimated = number(finished.input_estimate)
+    if estimated is not None:
+        return estimated
+    return estimate({"text_bytes": number(finished.request_bytes) or 0})
 
 
 def _counted(finished: Finished) -> tuple[int, int] | None:

@@ -210,6 +210,7 @@ class Allow:
     """The request may pass; ``model`` is canonical, None where there is none.
 
     ``final`` is False after the headers-only Check: another one follows.
+    ``input_estimate`` is in tokens, None where the bytes of the body tell it.
     ``limited`` tells where a key that has limits stands.
     """
 
@@ -217,6 +218,7 @@ class Allow:
     endpoint: str
     model: str | None
     final: bool = True
+    input_estimate: int | None = None
     limited: Outcome | None = None
 
 

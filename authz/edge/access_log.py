@@ -7,14 +7,13 @@ says twice is recorded and settled once.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
 from authz.core.metering import Finished, meter
-from authz.edge.translate import LIMITED
+from authz.edge.translate import INPUT_ESTIMATE, LIMITED
 from authz.pb import access_log_pb2 as pb
 
 if TYPE_CHECKING:
@@ -43,7 +42,8 @@ _SEEN = "authz.usage"
 _PERIODIC = 5
 _ENDS = frozenset({0, 6})
 
-# As many are settled at once; other work waits for no more of them.
+# As many are settled at once, and of as many other work waits.
+_AT_ONCE = 32
 _GROUP = 32
 # For what has been sent when the service is told to stop.
 _LAST_S = 0.2
@@ -72,6 +72,7 @@ class AccessLog:
         self._metrics = metrics
         self._unreadable = metrics.usage_dropped.labels("unreadable")
         self._stopping = asyncio.Event()
+        self._room = asyncio.Semaphore(_AT_ONCE)
         # What is to be done for an entry, by the name of its log.
         self._calls = {_USAGE: self._used, _GONE: self._gone}
 
@@ -99,28 +100,37 @@ class AccessLog:
 
     async def _take_all(self, messages: AsyncIterator[bytes]) -> None:
         name = ""
-        async for serialised in messages:
-            try:
-                message = pb.StreamAccessLogsMessage.FromString(serialised)
-            except DecodeError:
-                self._unreadable.inc()
-                continue
-            name = message.identifier.log_name or name
-            call_for = self._calls.get(name)
-            if call_for is not None:
-                await self._take(message.http_logs.log_entry, call_for)
+        async with asyncio.TaskGroup() as settling:
+            async for serialised in messages:
+                try:
+                    message = pb.StreamAccessLogsMessage.FromString(serialised)
+                except DecodeError:
+                    self._unreadable.inc()
+                    continue
+                name = message.identifier.log_name or name
+                call_for = self._calls.get(name)
+                if call_for is not None:
+                    await self._take(message.http_logs.log_entry, call_for, settling)
 
     async def _take(
         self,
         entries: Sequence[pb.HTTPAccessLogEntry],
         call_for: Callable[[pb.HTTPAccessLogEntry], Call | None],
+        settling: asyncio.TaskGroup,
     ) -> None:
-        for start in range(0, len(entries), _GROUP):
-            if start:
+        """Begin what is to be done for entries; the next ones wait for room alone."""
+        for number, entry in enumerate(entries, 1):
+            await self._room.acquire()
+            call = call_for(entry)
+            if call is None:
+                self._room.release()
+            else:
+                settling.create_task(call).add_done_callback(self._ended)
+            if number % _GROUP == 0:
                 await asyncio.sleep(0)
-            calls = [*filter(None, map(call_for, entries[start : start + _GROUP]))]
-            if calls:
-                await asyncio.gather(*calls)
+
+    def _ended(self, _: asyncio.Task[None]) -> None:
+        self._room.release()
 
     def _gone(self, entry: pb.HTTPAccessLogEntry) -> Call | None:
         """Return what gives back what a request holds whose client did not wait."""
@@ -135,7 +145,7 @@ class AccessLog:
         common = entry.common_properties
         verdict = common.metadata.filter_metadata[_VERDICT].fields
         key_id, request_id = _text(verdict, "key_id"), entry.request.request_id
-        if not _UUID.fullmatch(key_id) or len(request_id) > _LONGEST_ID:
+        if not (_UUID.fullmatch(key_id) and 0 < len(request_id) <= _LONGEST_ID):
             self._unreadable.inc()
             return None
         is_limited = LIMITED in verdict
@@ -155,7 +165,7 @@ class AccessLog:
         common, flags = entry.common_properties, entry.common_properties.response_flags
         seen = common.metadata.filter_metadata[_SEEN].fields
         return Finished(
-            request_id=entry.request.request_id or common.stream_id or _digest(entry),
+            request_id=entry.request.request_id,
             key_id=verdict["key_id"].string_value,
             owner=_text(verdict, "owner"),
             endpoint=_text(verdict, "endpoint"),
@@ -165,6 +175,7 @@ class AccessLog:
             duration_ms=_milliseconds(common.duration),
             first_byte_ms=_milliseconds(common.time_to_first_downstream_tx_byte),
             request_bytes=entry.request.request_body_bytes,
+            input_estimate=_number(verdict, INPUT_ESTIMATE),
             input_tokens=_number(seen, "input_tokens"),
             output_tokens=_number(seen, "output_tokens"),
             chunks=_number(seen, "chunks") or 0,
@@ -195,8 +206,3 @@ def _number(fields: Fields, name: str) -> float | None:
 
 def _milliseconds(duration: Duration) -> int:
     return duration.seconds * 1000 + duration.nanos // 1_000_000
-
-
-def _digest(entry: pb.HTTPAccessLogEntry) -> str:
-    """Return what stands for the id of a request that has none."""
-    return hashlib.sha256(entry.SerializeToString(deterministic=True)).hexdigest()

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from authz.core.model import Decision
 
 CREDENTIAL_HEADERS = ("authorization", "x-api-key")
-# In the metadata of what may pass: its key has limits, and where it stands.
+# In the metadata of what may pass: its key has limits, and where it stands; and how
+# many tokens of input it was taken for, if its bytes alone do not tell.
 LIMITED = "limited"
+INPUT_ESTIMATE = "input_estimate"
 RETRY_AFTER_S = 1
 
 # google.rpc.Code; Envoy only asks whether it is zero.
@@ -67,6 +69,8 @@ def response_of(decision: Decision) -> bytes:
     )
     if decision.final and decision.endpoint in LISTS:
         allowed += _shown(decision.key.models)
+    if decision.input_estimate is not None:
+        allowed += _more_metadata({INPUT_ESTIMATE: decision.input_estimate})
     if decision.limited is not None:
         allowed += _more_metadata({LIMITED: _quota_headers(decision.limited)})
     return allowed
@@ -93,7 +97,7 @@ def _shown(models: Allowlist) -> bytes:
     return _more_metadata({"models": list(patterns)})
 
 
-def _more_metadata(metadata: Mapping[str, list[str] | dict[str, str]]) -> bytes:
+def _more_metadata(metadata: Mapping[str, list[str] | dict[str, str] | int]) -> bytes:
     """Return what adds to the metadata when it stands behind a serialised verdict.
 
     Two parts of one message on the wire are merged.

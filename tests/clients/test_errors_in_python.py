@@ -13,8 +13,9 @@ import ollama
 import openai
 import pytest
 
+from tests import rows
 from tests.clients.drivers import DRIVERS, driver
-from tests.clients.failures import ROWS, UUID, failing
+from tests.clients.failures import LIMITED, ROWS, UUID, failing
 
 if TYPE_CHECKING:
     from tests.gateway import Gateway, Standin
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 NATIVE = ["ollama", "langchain-ollama", "llama-index-llms-ollama"]
 OPENAI = ["openai", "openai responses", "langchain-openai"]
-RETRIED = {429, 503}
+RETRIED = [LIMITED, rows.UNAVAILABLE]
 
 RAISED: dict[str, dict[int, type[Exception]]] = {
     "openai": {
@@ -53,7 +54,13 @@ async def shown(
         return raised.value, line.requests
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row.status))
+def assert_told_when_to_ask_again(response: Any, row: Row) -> None:  # noqa: ANN401 - of two packages
+    headers = response.headers
+    assert headers.get("x-should-retry") == row.headers.get("x-should-retry")
+    assert ("retry-after" in headers) == (row.status in {429, 503})
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.code)
 @pytest.mark.parametrize("name", NATIVE)
 async def test_ollamas_package_shows_the_whole_error_object_once(
     gateway: Gateway[Standin], name: str, row: Row
@@ -65,7 +72,7 @@ async def test_ollamas_package_shows_the_whole_error_object_once(
     assert re.fullmatch(text.replace("ID", UUID) + end, str(error)), error
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row.status))
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.code)
 @pytest.mark.parametrize("name", OPENAI)
 async def test_openais_package_shows_the_message_and_has_code_and_id(
     gateway: Gateway[Standin], name: str, row: Row
@@ -75,10 +82,11 @@ async def test_openais_package_shows_the_message_and_has_code_and_id(
     assert str(error) == f"Error code: {row.status} - {row.message}"
     assert (error.status_code, error.code) == (row.status, row.code)
     assert re.fullmatch(UUID, error.request_id)
-    assert requests == (3 if row.status in RETRIED else 1)
+    assert requests == (3 if row in RETRIED else 1)
+    assert_told_when_to_ask_again(error.response, row)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row.status))
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.code)
 async def test_anthropics_package_shows_the_whole_body_and_has_the_id(
     gateway: Gateway[Standin], row: Row
 ) -> None:
@@ -87,7 +95,8 @@ async def test_anthropics_package_shows_the_whole_body_and_has_the_id(
     assert str(error) == f"Error code: {row.status} - {error.body}"
     assert error.body["error"]["message"] == row.message
     assert error.request_id == error.body["error"]["request_id"]
-    assert requests == (3 if row.status in RETRIED else 1)
+    assert requests == (3 if row in RETRIED else 1)
+    assert_told_when_to_ask_again(error.response, row)
 
 
 async def pieces_until(

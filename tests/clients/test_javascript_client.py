@@ -79,7 +79,7 @@ async def test_an_abort_ends_the_work_behind(gateway: Gateway[Standin], do: Do) 
             pass
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row.status))
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.code)
 async def test_the_error_object_is_shown_as_a_text_that_says_nothing_and_kept(
     gateway: Gateway[Standin], do: Do, row: Row
 ) -> None:

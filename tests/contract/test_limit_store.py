@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from authz.adapters import redis_limits
-from authz.adapters.redis_limits import SCRIPT, RedisLimits
-from authz.core.limits import Budget, Demand, Limit, Limits, Outcome, Period
+from authz.adapters.redis_limits import RedisLimits
+from authz.core.limits import Budget, Demand, Limit, Limits, Outcome, Period, Recorded
 from authz.limiter import MemoryLimits
 from tests.fakes import FakeClock
+from tests.redis_time import RedisTime
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -40,15 +41,19 @@ class Stage:
         await self._set(self.clock)
 
     async def ask(
-        self, limits: Limits, request_id: str, tokens: int = 0
-    ) -> Outcome | None:
-        return await self.store.reserve(
-            self.key_id, limits, self.demand(request_id, tokens), 0
-        )
+        self, limits: Limits, request_id: str, tokens: int = 0, ahead_s: float = 0
+    ) -> Outcome:
+        """Ask as a replica does, whose own clock may be ahead."""
+        demand = self.demand(request_id, tokens, ahead_s)
+        nothing = Recorded(self.demand("", 0).period.begin, 0)
+        outcome = await self.store.reserve(self.key_id, limits, demand, nothing)
+        assert isinstance(outcome, Outcome)
+        return outcome
 
-    def demand(self, request_id: str, tokens: int) -> Demand:
-        begin = int(self.clock().timestamp()) // DAY * DAY
-        return Demand(request_id, tokens, Period(begin, begin + DAY, begin + 2 * DAY))
+    def demand(self, request_id: str, tokens: int, ahead_s: float = 0) -> Demand:
+        begin = int(self.clock().timestamp() + ahead_s) // DAY * DAY
+        period = Period(begin - DAY, begin, begin + DAY, begin + 2 * DAY)
+        return Demand(request_id, tokens, period)
 
 
 async def in_memory(clock: FakeClock) -> Stage:
@@ -59,20 +64,13 @@ async def in_memory(clock: FakeClock) -> Stage:
 
 async def in_redis(clock: FakeClock, redis: Redis) -> Stage:
     """Redis goes by its own clock, which these tests put a clock of theirs for."""
-    name = f"clock:{uuid4()}"
-    script = SCRIPT.replace(
-        "redis.call('TIME')",
-        f"{{redis.call('HGET', '{name}', 's'), redis.call('HGET', '{name}', 'us')}}",
-    )
-    assert script != SCRIPT
+    time = RedisTime(redis)
 
     async def set_clock(clock: FakeClock) -> None:
-        seconds = int(clock().timestamp())
-        micros = clock().microsecond
-        await redis.hset(name, mapping={"s": seconds, "us": micros})
+        await time.set(clock())
 
     await set_clock(clock)
-    return Stage(RedisLimits(redis, script), clock, set_clock)
+    return Stage(RedisLimits(redis, time.script), clock, set_clock)
 
 
 @pytest.fixture
@@ -99,17 +97,17 @@ async def test_each_limit_refuses_by_its_name(stage: Stage) -> None:
         stage.key_id = str(uuid4())
         first = await stage.ask(limits, "a", 5)
         second = await stage.ask(limits, "b", 5)
-        assert first is not None
-        assert second is not None
         assert (first.refused, second.refused) == (None, refusal)
 
 
 async def test_a_budget_that_nobody_told_is_asked_for(stage: Stage) -> None:
     limits = Limits(budget=Budget(100, "day"))
     demand = stage.demand("a", 1)
-    assert await stage.store.reserve(stage.key_id, limits, demand, None) is None
-    told = await stage.store.reserve(stage.key_id, limits, demand, 100)
-    assert told is not None
+    since = demand.period.begin
+    assert await stage.store.reserve(stage.key_id, limits, demand, None) == since
+    recorded = Recorded(since, 100)
+    told = await stage.store.reserve(stage.key_id, limits, demand, recorded)
+    assert isinstance(told, Outcome)
     assert told.refused is Limit.BUDGET
 
 
@@ -123,8 +121,6 @@ async def test_what_is_recorded_raises_what_was_counted_and_never_lowers_it(
     lower = await stage.ask(limits, "b", 1)
     await stage.store.spend(stage.key_id, begin, 100)
     higher = await stage.ask(limits, "c", 1)
-    assert lower is not None
-    assert higher is not None
     assert (lower.refused, higher.refused) == (None, Limit.BUDGET)
 
 
@@ -134,7 +130,7 @@ async def test_a_new_day_has_a_new_budget_without_asking(stage: Stage) -> None:
     await stage.forward(DAY)
     demand = stage.demand("b", 5)
     outcome = await stage.store.reserve(stage.key_id, limits, demand, None)
-    assert outcome is not None
+    assert isinstance(outcome, Outcome)
     assert outcome.refused is None
 
 
@@ -146,10 +142,18 @@ async def test_denials_leave_nothing_behind(stage: Stage) -> None:
         await stage.ask(limits, f"b{n}", 50)
     await stage.forward(61)
     outcome = await stage.ask(limits, "c", 1)
-    assert outcome is not None
     assert outcome.refused is None
     assert outcome.tokens is not None
     assert outcome.tokens.left == 99
+
+
+async def test_what_held_no_tokens_is_charged_with_what_it_used(stage: Stage) -> None:
+    limits = Limits(tpm=100)
+    await stage.ask(limits, "a", 0)
+    assert await stage.store.settle(stage.key_id, "a", 7)
+    outcome = await stage.ask(limits, "b", 0)
+    assert outcome.tokens is not None
+    assert outcome.tokens.left == 93
 
 
 async def test_what_is_unknown_is_neither_settled_nor_renewed(stage: Stage) -> None:
@@ -214,12 +218,44 @@ async def _take(
     return None
 
 
+@pytest.mark.parametrize("wrong_s", [-5, 5])
+async def test_the_day_is_that_of_redis_whatever_a_replica_believes(
+    redis: Redis, wrong_s: float
+) -> None:
+    """A replica whose clock is wrong gets no day's budget early, nor pays for two."""
+    clock = FakeClock()
+    clock.forward(DAY - wrong_s + (1 if wrong_s > 0 else -1))
+    stage = await in_redis(clock, redis)
+    limits = Limits(budget=Budget(5, "day"))
+    await stage.ask(limits, "a", 5)
+    midnight = stage.demand("", 0).period.end
+    other = await stage.ask(limits, "b", 5, wrong_s)
+    assert other.refused is Limit.BUDGET
+    assert other.retry_after_s == midnight - clock().timestamp()
+
+
+@pytest.mark.parametrize("wrong_s", [-5, 5])
+async def test_a_budget_is_not_begun_with_what_belongs_to_another_day(
+    redis: Redis, wrong_s: float
+) -> None:
+    clock = FakeClock()
+    clock.forward(DAY - wrong_s + (1 if wrong_s > 0 else -1))
+    stage = await in_redis(clock, redis)
+    limits = Limits(budget=Budget(5, "day"))
+    demand = stage.demand("a", 5, wrong_s)
+    today = stage.demand("", 0).period.begin
+    assert demand.period.begin != today
+    of_another = Recorded(demand.period.begin, 0)
+    for recorded in (None, of_another):
+        asked = await stage.store.reserve(stage.key_id, limits, demand, recorded)
+        assert asked == today
+
+
 async def test_a_script_that_redis_has_forgotten_is_sent_again(redis: Redis) -> None:
     stage = await in_redis(FakeClock(), redis)
     await stage.ask(Limits(rpm=5), "a")
     await redis.script_flush()
     outcome = await stage.ask(Limits(rpm=5), "b")
-    assert outcome is not None
     assert outcome.requests is not None
     assert outcome.requests.left == 3
 
@@ -230,12 +266,13 @@ async def test_many_at_once_get_no_more_than_the_limit(
     """Many replicas ask at the same moment, and there is one Redis."""
     monkeypatch.setattr(redis_limits, "TIMEOUT_S", 10)  # a busy machine is no fault
     store, key_id = RedisLimits(redis), str(uuid4())
-    demands = [Demand(f"r{n}", 10, Period(0, 2**40, 2**41)) for n in range(60)]
+    demands = [Demand(f"r{n}", 10, Period(0, 0, 2**40, 2**41)) for n in range(60)]
     limits = Limits(rpm=50, concurrency=20, budget=Budget(10_000, "day"))
     outcomes = await asyncio.gather(
-        *(store.reserve(key_id, limits, demand, 0) for demand in demands)
+        *(store.reserve(key_id, limits, demand, Recorded(0, 0)) for demand in demands)
     )
-    assert sum(o is not None and o.refused is None for o in outcomes) == 20
+    admitted = [o for o in outcomes if isinstance(o, Outcome) and o.refused is None]
+    assert len(admitted) == 20
 
 
 async def test_the_counters_of_a_key_stand_in_one_slot_and_end_by_themselves(
@@ -245,7 +282,7 @@ async def test_the_counters_of_a_key_stand_in_one_slot_and_end_by_themselves(
     await store.reserve(
         key_id,
         Limits(rpm=5, tpm=5, concurrency=5),
-        Demand("a", 5, Period(0, 0, 0)),
+        Demand("a", 5, Period(0, 0, 0, 0)),
         None,
     )
     names = [name async for name in redis.scan_iter(f"*{key_id}*")]

@@ -103,7 +103,8 @@ async def test_a_database_that_hangs_is_unavailable_within_its_time(
 async def test_a_connection_that_comes_just_as_it_is_given_up_is_ended(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    really, made = asyncpg.connect, []
+    really = asyncpg.connect
+    made: list[Connection] = []
 
     async def connect(url: str, **options: object) -> Connection:
         made.append(await really(url, **options))  # type: ignore[call-overload] # as it was called

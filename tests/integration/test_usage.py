@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import signal
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +25,7 @@ from authz.core.metering import Finished, meter
 from authz.errors import StoreUnavailable
 from authz.issuing import issue
 from authz.local.process import private_directory
-from authz.local.stack import free_port, running_authz
+from authz.local.stack import free_port, got, running_authz
 from authz.metrics import Metrics
 from tests.access_logs import entry, message
 from tests.failing import until
@@ -35,7 +37,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
+    from authz.local.envoy import Address
+    from authz.local.process import Child
+
 BUSY_S = 20.0
+# One pause between two writes, and one write.
+WRITTEN_WITHIN_S = postgres_batches.WRITE_EVERY_S + postgres_usage.WRITE_TIMEOUT_S
+SHUTDOWN_S = 8.0  # calls, usage and last uses have two seconds each
 KEY, OTHER_KEY = "0b7e6a52-5a4e-4c0e-9d7a-3f2b1c0d9e8f", str(UUID(int=7))
 CLOCK = FakeClock()  # a moment that begins an hour
 BEGAN = int(CLOCK.now.timestamp())
@@ -325,7 +333,9 @@ async def test_months_are_added_and_one_that_is_elsewhere_is_passed_over(
 class Service:
     """`authz serve` on a database, and where it listens."""
 
+    child: Child
     socket: Path
+    metrics: Address
 
     @asynccontextmanager
     async def stream(self) -> AsyncIterator[Any]:
@@ -335,13 +345,32 @@ class Service:
             await stream.write(message(name="authz.usage"))
             yield stream
 
+    async def until_heard(self, number: int) -> None:
+        """Wait until it has taken in so many requests."""
+        finished = re.compile(
+            r"^authz_requests_finished_total{.*} (\S+)$", re.MULTILINE
+        )
+
+        async def has_heard() -> bool:
+            async with got(self.metrics, "/metrics") as response:
+                counts = finished.findall(await response.text())
+            return sum(map(float, counts)) == number
+
+        await until(has_heard, BUSY_S)
+
+    async def end(self, number: signal.Signals) -> int:
+        """End it by a signal and return its status."""
+        self.child.process.send_signal(number)
+        return await self.child.process.wait()
+
 
 @asynccontextmanager
 async def serving(settings: Mapping[str, str], log: Path) -> AsyncIterator[Service]:
     with private_directory("authz-usage-") as run:
         given = {**settings, "AUTHZ_LISTEN": str(run)}
-        async with running_authz(given, ("127.0.0.1", free_port()), log=log):
-            yield Service(run / "authz-0.sock")
+        metrics = ("127.0.0.1", free_port())
+        async with running_authz(given, metrics, log=log) as child:
+            yield Service(child, run / "authz-0.sock", metrics)
 
 
 async def test_nothing_is_lost_when_the_service_is_told_to_stop(
@@ -355,6 +384,49 @@ async def test_nothing_is_lost_when_the_service_is_told_to_stop(
             await envoy.write(message(*(entry() for _ in range(10))))
     await stream.__aexit__(None, None, None)
     assert await requests(database_url) == 300
+
+
+async def test_a_service_that_is_killed_loses_what_came_since_its_last_write(
+    database_url: str, tmp_path: Path
+) -> None:
+    settings = {"AUTHZ_DATABASE_URL": database_url}
+    async with (
+        serving(settings, tmp_path / "log") as service,
+        service.stream() as envoy,
+    ):
+        written, pending = (message(*(entry() for _ in range(100))) for _ in range(2))
+        await envoy.write(written)
+        await until_recorded(database_url, 100)
+        recorded_at = time.monotonic()
+        await envoy.write(pending)
+        await service.until_heard(200)
+        await service.end(signal.SIGKILL)
+        killed_after = time.monotonic() - recorded_at
+    lost = 200 - await requests(database_url)
+    assert lost in {0, 100}, "a batch is written whole or not at all"
+    assert lost == 0 or killed_after < WRITTEN_WITHIN_S
+
+
+async def test_a_database_that_hangs_does_not_hold_up_the_end_which_tells_the_loss(
+    database_url: str, tmp_path: Path
+) -> None:
+    many = postgres_usage.BATCH + 1000
+    async with (
+        line_to(database_url) as (line, url),
+        serving({"AUTHZ_DATABASE_URL": url}, tmp_path / "log") as service,
+        service.stream() as envoy,
+    ):
+        line.hang()
+        for _ in range(many // 100):
+            await envoy.write(message(*(entry() for _ in range(100))))
+        await service.until_heard(many)
+        told_at = time.monotonic()
+        assert await service.end(signal.SIGTERM) == 0
+        assert time.monotonic() - told_at < SHUTDOWN_S
+    lines = [json.loads(text) for text in (tmp_path / "log").read_text().splitlines()]
+    (lost,) = (each["requests"] for each in lines if each["event"] == "usage_lost")
+    assert lost == many
+    assert await requests(database_url) == 0
 
 
 @pytest.fixture

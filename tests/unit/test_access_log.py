@@ -141,11 +141,12 @@ async def test_the_limits_of_a_key_get_back_what_a_request_did_not_use() -> None
         message(entry(LIMITED, {}, request_id="c", downstream_remote_reset=True)),
         message(entry(VERDICT, request_id="d"), entry(kind=PERIODIC)),
     )
-    assert found.calls == [
+    assert len(found.calls) == 3
+    assert {*found.calls} == {
         ("settle", KEY_ID, "a", 320),
         ("renew", KEY_ID, "b"),
         ("settle", KEY_ID, "c", None),
-    ]
+    }
     assert [finished.request_id for finished, _ in found.noted] == ["a", "c", "d"]
 
 
@@ -186,10 +187,31 @@ async def test_what_belongs_to_no_key_is_dropped_and_counted(
     assert (found.calls, found.noted, found.unreadable) == ([], [], 1)
 
 
+@pytest.mark.parametrize("request_id", ["", "x" * 129])
+async def test_what_has_no_id_is_dropped_and_counted(request_id: str) -> None:
+    ended = entry(LIMITED, request_id=request_id)
+    found = await told(message(ended, name="authz.usage"))
+    assert (found.calls, found.noted, found.unreadable) == ([], [], 1)
+
+
 @pytest.mark.parametrize("absurd", [-1, nan, inf, 1e300, "7", True, None, [], {"a": 1}])
 async def test_absurd_numbers_are_none(absurd: object) -> None:
     seen = dict.fromkeys(COUNTS, absurd) | {"ended": True}
     _, used_ = await used(seen=seen)
+    assert used_ == Used(Ending.OK, 11, 0, estimated=True, settled=11)
+
+
+async def test_an_input_counts_as_what_it_was_taken_for_when_it_was_checked() -> None:
+    _, used_ = await used(
+        verdict=VERDICT | {"input_estimate": 1011}, seen={"chunks": 3}
+    )
+    assert (used_.input_tokens, used_.output_tokens) == (1011, 3)
+
+
+@pytest.mark.parametrize("absurd", [-1, nan, inf, 1e300, "7", True, None, [], {"a": 1}])
+async def test_an_absurd_estimate_is_none(absurd: object) -> None:
+    verdict = VERDICT | {"input_estimate": absurd}
+    _, used_ = await used(verdict=verdict, seen={"ended": True})
     assert used_ == Used(Ending.OK, 11, 0, estimated=True, settled=11)
 
 
@@ -207,21 +229,6 @@ async def test_a_time_that_cannot_be_is_now(far: timedelta) -> None:
     odd.common_properties.start_time = datetime.now(UTC) + far
     found = await told(message(odd, name="authz.usage"))
     assert abs(found.noted[0][0].began - time.time()) < BUSY_S
-
-
-async def test_requests_without_an_id_are_told_apart_and_known_again() -> None:
-    one = entry(request_id="")
-    other = entry(request_id="", seen=COUNTS | {"chunks": 10})
-    found = await told(message(one, one, other, name="authz.usage"))
-    first, again, second = (finished.request_id for finished, _ in found.noted)
-    assert first == again != second
-
-
-async def test_an_id_that_is_too_long_is_dropped_and_counted() -> None:
-    found = await told(
-        message(entry(LIMITED, request_id="x" * 129), name="authz.usage")
-    )
-    assert (found.calls, found.noted, found.unreadable) == ([], [], 1)
 
 
 @pytest.mark.parametrize("odd", [b"\xff", b"\x0a\x05", b"\x12\x04\x0a\x02\x0a\xff"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from authz.core.decide import judge, read_asked
 from authz.core.endpoints import ENDPOINTS
-from authz.core.model import Asked, Deny, Reason, Request
+from authz.core.model import Allow, Asked, Deny, Reason, Request
 from authz.core.parameters import RULES
 from tests.images import png
 from tests.verdicts import KEY
@@ -376,6 +376,19 @@ def test_texts_messages_and_tools_are_counted() -> None:
     assert (asked.amounts["messages"], asked.amounts["tools"]) == (3, 2)
     text_bytes = len(json.dumps(body)) - 3 * len(_PNG)
     assert asked.amounts["text_bytes"] == text_bytes
+
+
+@pytest.mark.parametrize(("path", "fields"), PARTS)
+def test_a_verdict_tells_an_image_as_such(path: str, fields: dict[str, object]) -> None:
+    looking = verdict(path, **PROMPT, **fields)
+    assert isinstance(looking, Allow)
+    assert 1_000 < (looking.input_estimate or 0) < 1_100
+
+
+def test_a_verdict_leaves_what_is_all_text_to_its_bytes() -> None:
+    asking = verdict("/api/generate", **PROMPT)
+    assert isinstance(asking, Allow)
+    assert asking.input_estimate is None
 
 
 def test_a_refusal_says_what_kind_of_parameter_was_odd() -> None:

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from authz.authorizer import Authorizer
 from authz.core.credential import Peppers, mint
+from authz.core.limits import NONE, Limits
 from authz.core.model import Allow, Asked, Deny, Reason, Request
 from authz.errors import BackendError, StoreUnavailable
 from authz.issuing import issue
@@ -49,10 +50,17 @@ class House:
         )
 
     async def request(
-        self, path: str = "/api/chat", body: bytes = BODY, *, headers_only: bool = False
+        self,
+        path: str = "/api/chat",
+        body: bytes = BODY,
+        *,
+        headers_only: bool = False,
+        limits: Limits = NONE,
     ) -> Request:
         name = f"key {len(self.store.records)}"
-        new, key = issue(name, models=["*"], scopes=["inference"], expires_at=None)
+        new, key = issue(
+            name, models=["*"], scopes=["inference"], expires_at=None, limits=limits
+        )
         await self.store.create(new)
         return Request("POST", path, {"x-api-key": key}, body, headers_only)
 
@@ -122,3 +130,14 @@ async def test_a_large_body_that_nobody_could_read_is_an_error_not_a_denial() ->
     house.elsewhere.answer = BackendError()
     with pytest.raises(BackendError):
         await house.authorizer.authorize(await house.request(body=LARGE))
+
+
+async def test_what_a_limited_key_asks_without_an_id_does_not_pass() -> None:
+    """All such requests would hold what the first of them reserved."""
+    house = House()
+    request = await house.request(limits=Limits(rpm=1000))
+    with pytest.raises(BackendError):
+        await house.authorizer.authorize(request)
+    headers = {**request.headers, "x-request-id": "an id"}
+    named = Request(request.method, request.path, headers, BODY)
+    assert isinstance(await house.authorizer.authorize(named), Allow)

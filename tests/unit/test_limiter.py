@@ -20,7 +20,9 @@ from authz.metrics import Metrics
 from tests.fakes import FakeClock, MemoryUsage
 
 if TYPE_CHECKING:
-    from authz.core.limits import Demand, Outcome
+    from authz.core.limits import Demand, Outcome, Recorded
+
+BUSY_S = 10.0
 
 
 def allow(limits: str, key_id: str = "k") -> Allow:
@@ -42,18 +44,21 @@ def allow(limits: str, key_id: str = "k") -> Allow:
 
 
 class SharedLimits(MemoryLimits):
-    """What replicas share; ``broken`` and ``gate`` play failures."""
+    """What replicas share; ``broken``, ``answers_lost`` and ``gate`` play failures."""
 
     broken = False
+    answers_lost = False
     gate: asyncio.Event | None = None
 
     async def reserve(
-        self, key_id: str, limits: Limits, demand: Demand, recorded: int | None
-    ) -> Outcome | None:
+        self, key_id: str, limits: Limits, demand: Demand, recorded: Recorded | None
+    ) -> Outcome | int:
         await self._fail()
         outcome = await super().reserve(key_id, limits, demand, recorded)
         if self.gate is not None:
             await self.gate.wait()
+        if self.answers_lost:
+            raise CacheUnavailable
         return outcome
 
     async def settle(self, key_id: str, request_id: str, tokens: int | None) -> bool:
@@ -135,6 +140,43 @@ async def test_what_cannot_be_settled_is_settled_when_redis_is_back(
     settling.cancel()
 
 
+async def test_what_redis_did_for_a_refused_request_without_saying_so_is_undone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Redis was slow, and reserved what the replica then refused by itself."""
+    monkeypatch.setattr("authz.limiter._RETRY_S", 0.001)
+    house = House()
+    limiter = house.replica()
+    house.shared.broken = True
+    await limiter.admit(allow("concurrency=1"), "a", 0)
+    house.shared.broken, house.shared.answers_lost = False, True
+    refused = await limiter.admit(allow("concurrency=1"), "b", 0)
+    assert reason(refused) is Reason.LIMIT_CONCURRENCY
+    house.shared.answers_lost = False
+    settling = asyncio.create_task(limiter.keep_settling())
+    async with asyncio.timeout(5):
+        while reason(await limiter.admit(allow("concurrency=1"), "c", 0)) is not None:
+            pass  # each waits a little for the slot
+    settling.cancel()
+
+
+async def test_a_replica_left_alone_again_learns_what_was_used_meanwhile() -> None:
+    """Its own count is as old as the last time that Redis was away."""
+    house = House()
+    limiter = house.replica()
+    house.shared.broken = True
+    await limiter.admit(allow("budget=100/day"), "a", 5)
+    house.clock.forward(3600)
+    house.shared.broken = False
+    for request_id in "bc":
+        await limiter.admit(allow("budget=100/day"), request_id, 5)
+    house.usage.tokens["k"] = 100
+    house.shared.broken = True
+    async with asyncio.timeout(5):
+        while reason(await limiter.admit(allow("budget=100/day"), "d", 5)) is None:
+            pass  # each lets the others run
+
+
 async def test_a_budget_begins_with_what_is_recorded() -> None:
     """Whoever empties Redis does not get a budget anew."""
     house = House()
@@ -212,6 +254,23 @@ async def test_a_request_that_comes_right_after_another_has_ended_gets_its_slot(
     await asyncio.sleep(0)
     await limiter.settle("k", "a", 0)
     assert reason(await following) is None
+
+
+async def test_an_end_that_comes_while_a_slot_is_refused_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limiter, "_SLOT_WAIT_S", 3600)
+    house = House()
+    replica = house.replica()
+    await replica.admit(allow("concurrency=1"), "a", 0)
+    house.shared.gate = asyncio.Event()
+    following = asyncio.create_task(replica.admit(allow("concurrency=1"), "b", 0))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await replica.settle("k", "a", 0)
+    house.shared.gate.set()
+    async with asyncio.timeout(BUSY_S):
+        assert reason(await following) is None
 
 
 async def test_an_entry_without_a_key_settles_by_the_id_of_its_request() -> None:

@@ -25,11 +25,8 @@ from authz.core.limits import (
 
 NOON = 1_800_014_400.0
 DAY = 86_400
-TODAY = Period(
-    int(NOON) // DAY * DAY,
-    int(NOON) // DAY * DAY + DAY,
-    int(NOON) // DAY * DAY + 2 * DAY,
-)
+MIDNIGHT = int(NOON) // DAY * DAY
+TODAY = Period(MIDNIGHT - DAY, MIDNIGHT, MIDNIGHT + DAY, MIDNIGHT + 2 * DAY)
 
 
 @dataclass
@@ -278,7 +275,8 @@ def test_what_is_no_limit_is_refused(text: str) -> None:
         ({"text_bytes": 400, "num_predict": 50}, 150),
         ({"text_bytes": 401, "num_predict": -1}, 101 + 1024),
         ({"text_bytes": 400}, 100),
-        ({"text_bytes": 4, "images": 2, "num_predict": 0}, 2001),
+        ({"text_bytes": 4, "images": 2}, 2001),
+        ({"text_bytes": 4, "num_predict": 0}, 1 + 1024),
     ],
 )
 def test_a_request_is_estimated_by_what_it_asks_for(

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from authz.core.metering import Ending, Finished, Used, meter, recorded_model
+from authz.core.metering import (
+    Ending,
+    Finished,
+    Used,
+    input_estimate,
+    meter,
+    recorded_model,
+)
 
 CHAT = Finished(
     request_id="r",
@@ -53,6 +60,11 @@ CASES: list[tuple[dict[str, Any], Used]] = [
     ({"chunks": 7, "failed": True}, about(FAILED, ASKED, 7, ASKED + 7)),
     ({"chunks": 7, "ended": False}, about(FAILED, ASKED, 7, ASKED + 7)),
     ({}, about(OK, ASKED, 0, ASKED)),
+    # or what the check took the input for
+    ({"input_estimate": 1003, "chunks": 7}, about(OK, 1003, 7, 1010)),
+    ({"input_estimate": 1003, "chunks": 7} | LEFT, about(ABORTED, 1003, 7, 1010)),
+    ({"input_estimate": 0}, about(OK, 0, 0, 0)),
+    (COUNTS | {"input_estimate": 1003}, exactly(OK, 20, 300)),
     # nobody knows what was done for it: what was reserved stays charged
     (LEFT, about(ABORTED, ASKED, 0, None)),
     (LEFT | {"status": 0}, about(ABORTED, ASKED, 0, None)),
@@ -90,6 +102,17 @@ def test_absurd_counts_are_none(absurd: float) -> None:
         seen = replace(CHAT, **(COUNTS | {name: absurd}))
         assert meter(seen) == about(OK, ASKED, 0, ASKED)
     assert meter(replace(CHAT, chunks=absurd, request_bytes=absurd)).settled == 0
+
+
+@pytest.mark.parametrize("absurd", [-1, nan, inf, -inf, 2.0**31 + 1, 1e300])
+def test_an_absurd_estimate_is_none(absurd: float) -> None:
+    assert meter(replace(CHAT, input_estimate=absurd)) == about(OK, ASKED, 0, ASKED)
+
+
+def test_an_image_is_no_text() -> None:
+    amounts = {"text_bytes": 41.0, "images": 2.0, "num_predict": 500.0}
+    assert input_estimate(amounts) == 2 * 1000 + ASKED
+    assert input_estimate({"text_bytes": 41.0, "num_predict": 500.0}) is None
 
 
 def test_half_a_count_is_none() -> None:

@@ -153,6 +153,12 @@ def test_envoy_reads_an_allowed_verdict() -> None:
     }
 
 
+def test_what_an_input_was_taken_for_is_told_beside_the_rest() -> None:
+    verdict = Allow(KEY, "/api/chat", "h/n/m:t")
+    told = metadata(response_of(replace(verdict, input_estimate=1011)))
+    assert told == {**metadata(response_of(verdict)), "input_estimate": 1011}
+
+
 def test_the_first_of_two_checks_keeps_the_credential_for_the_second() -> None:
     verdict = Allow(KEY, "/api/chat", None, final=False)
     response = envoy.CheckResponse.parse(response_of(verdict))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 from tests.gateway import own_gateway
@@ -64,5 +65,20 @@ async def test_an_id_that_could_break_a_log_is_replaced(
     trusting: RawGateway, sent: bytes
 ) -> None:
     shown, travels = await ids_of(trusting, sent)
-    assert shown
-    assert sent.decode() not in (shown, travels)
+    assert shown == travels != sent.decode()
+
+
+async def test_ids_that_are_replaced_are_told_apart_on_one_connection(
+    trusting: RawGateway,
+) -> None:
+    """Two requests of one id would hold what their key's limits reserve only once."""
+    key = await trusting.new_key()
+    trusting.upstream.received.clear()
+    headers = {"x-api-key": key, "x-request-id": "no id"}
+    async with httpx.AsyncClient(base_url=trusting.url, headers=headers) as calls:
+        answers = [await calls.get("/api/version") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200] * 3
+    shown = {answer.headers["x-request-id"] for answer in answers}
+    assert len(shown) == 3
+    travelled = [of.headers["x-request-id"] for of in trusting.upstream.received]
+    assert shown == set(travelled)
