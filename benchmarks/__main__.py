@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from benchmarks.command import outcome_of
+from benchmarks.load import LINES_PER_S, SECONDS, STREAMS, measure_load
 from benchmarks.report import (
     Samples,
     StreamSamples,
@@ -50,7 +51,9 @@ _RESULT = Path(__file__).parent / "results" / "latest.md"
 )
 @click.option(
     "--only",
-    type=click.Choice(["requests", "streams", "revocation", "scale", "strangers"]),
+    type=click.Choice(
+        ["requests", "streams", "load", "revocation", "scale", "strangers"]
+    ),
     help="Measure this alone, and keep no report.",
 )
 def main(rounds: int, seconds: int, only: str | None) -> None:
@@ -70,6 +73,8 @@ async def _run(rounds: int, seconds: int, only: str | None) -> str:
     if only in {None, "streams"}:
         version, section = await _streams(rounds, seconds)
         sections.append(section)
+    if only in {None, "load"}:
+        sections.append(await measure_load(STREAMS, SECONDS, LINES_PER_S))
     if only in {None, "revocation"}:
         sections.append(revocation_section(await measure_revocation()))
     if only in {None, "scale"}:

@@ -1,6 +1,7 @@
-"""listener.yaml with parts of it left out, to see what these cost.
+"""listener.yaml as benchmarks need it: parts left out, to see what these cost.
 
-Nothing is added or rewritten: what stays is what production runs.
+Nothing is added; what stays is what production runs. All load comes from one address,
+so its rate is set too high to be reached, or the senders are believed to be gateways.
 """
 
 from __future__ import annotations
@@ -10,13 +11,31 @@ from typing import Any
 _MANAGER = "envoy.filters.network.http_connection_manager"
 # gateway.lua, and the guard that lets nothing pass without it.
 _SCRIPTS = ("envoy.filters.http.lua", "guard")
+_ADDRESSES = "envoy.filters.http.local_ratelimit"
+_NEVER_REACHED = 1_000_000_000
 _KEY_CHECK = ("envoy.filters.http.ext_authz", "envoy.filters.http.router")
 _ROUTE = {"match": {"prefix": "/"}, "route": {"cluster": "ollama", "timeout": "0s"}}
 _HOST = {"name": "all", "domains": ["*"], "routes": [_ROUTE]}
 
 
+def unbounded(listener: dict[str, Any]) -> None:
+    """Let an address ask as often as it likes; it is counted all the same."""
+    parts = _manager(listener)["typed_config"]["http_filters"]
+    config = next(p for p in parts if p["name"] == _ADDRESSES)["typed_config"]
+    for part in (config, *config["descriptors"]):
+        part["token_bucket"].update(
+            max_tokens=_NEVER_REACHED, tokens_per_fill=_NEVER_REACHED
+        )
+
+
+def behind_a_gateway(listener: dict[str, Any]) -> None:
+    """Believe what the sender says of the addresses of its clients."""
+    _manager(listener)["typed_config"]["xff_num_trusted_hops"] = 1
+
+
 def without_script(listener: dict[str, Any]) -> None:
     """Leave out gateway.lua and its guard."""
+    unbounded(listener)
     manager = _manager(listener)["typed_config"]
     manager["http_filters"] = [
         part for part in manager["http_filters"] if part["name"] not in _SCRIPTS

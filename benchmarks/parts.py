@@ -35,12 +35,13 @@ from authz.local.stack import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
 
+    from authz.local.envoy import Address
     from authz.local.process import Child
 
-    # Takes the listener of listener.yaml and changes it.
+    # Takes a part of Envoy's configuration and changes it.
     Change = Callable[[dict[str, Any]], None]
 
 _UPSTREAM_CONFIG = Path(__file__).with_name("upstream.yaml")
@@ -52,11 +53,29 @@ _MODELS = ("registry.ollama.ai/library/llama3.*:*",)
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A running Envoy: where clients reach it, and its process."""
+    """A running Envoy: where clients reach it, its process, its version and folder."""
 
     port: int
     pid: int
     version: str
+    run: Path
+
+    async def counted(self, name: str) -> int:
+        """Return the sum of its counters with such a name."""
+        async with got(self.run / "admin.sock", f"/stats?filter={name}") as response:
+            lines = (await response.text()).splitlines()
+        return sum(int(line.rpartition(" ")[2]) for line in lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running `authz serve` and its stores; ``pids`` are those of all, by name."""
+
+    socket: Path
+    metrics: Address
+    database_url: str
+    redis_url: str | None
+    pids: Mapping[str, int]
 
 
 @asynccontextmanager
@@ -107,12 +126,22 @@ class Parts:
 
     async def gateway(self) -> Path:
         """Run `authz serve` with its stores and one key; return its socket."""
+        service = await self.service()
+        write_private(self.workplace / "key", await _new_key(service.database_url))
+        return service.socket
+
+    async def service(self) -> Service:
+        """Run `authz serve` with its stores, which are empty."""
         run = self._folder("gateway-service")
+        children: list[Child] = []
         database_url = await self.stack.enter_async_context(
-            embedded_postgres(run / "postgres")
+            embedded_postgres(run / "postgres", started=children.append)
         )
-        redis_url = await self.stack.enter_async_context(embedded_redis(run / "redis"))
-        write_private(self.workplace / "key", await _new_key(database_url))
+        redis_url = await self.stack.enter_async_context(
+            embedded_redis(run / "redis", started=children.append)
+        )
+        async with connected(database_url) as connection:
+            await postgres_schema.migrate(connection)
         settings = {
             "AUTHZ_DATABASE_URL": database_url,
             "AUTHZ_REDIS_URL": redis_url or "",
@@ -121,13 +150,23 @@ class Parts:
             "AUTHZ_WORKERS": "1",
         }
         metrics = ("127.0.0.1", free_port())
-        await self._child(running_authz(settings, metrics, log=run / "authz.log"))
-        return run / _SOCKET
+        starting = running_authz(settings, metrics, log=run / "authz.log")
+        children.append(await self._child(starting))
+        pids = {child.name: child.process.pid for child in children}
+        return Service(run / _SOCKET, metrics, database_url, redis_url, pids)
 
     async def envoy(
-        self, name: str, service: Path, change: Change | None = None
+        self,
+        name: str,
+        service: Path,
+        change: Change | None = None,
+        model_server: Change | None = None,
     ) -> Proxy:
-        """Run an Envoy that asks the service, its listener as ``change`` leaves it."""
+        """Run an Envoy that asks the service.
+
+        ``change`` and ``model_server`` may change its listener, and its cluster of
+        that name.
+        """
         run = self._folder(name)
         (run / _SOCKET).symlink_to(service)
         places = Places(
@@ -139,10 +178,12 @@ class Parts:
         )
         write_config(places)
         if change:
-            _rewrite(places.directory / "listener.yaml", change)
+            _rewrite(places.directory / "listener.yaml", "gateway", change)
+        if model_server:
+            _rewrite(places.directory / "clusters.yaml", "ollama", model_server)
         child = await self._child(running_envoy(places, log=run / "envoy.log"))
         return Proxy(
-            await listening_port(places), child.process.pid, await _version(run)
+            await listening_port(places), child.process.pid, await _version(run), run
         )
 
     async def _child(self, part: AbstractAsyncContextManager[Child]) -> Child:
@@ -154,19 +195,18 @@ class Parts:
         return folder
 
 
-def _rewrite(path: Path, change: Change) -> None:
+def _rewrite(path: Path, name: str, change: Change) -> None:
     config = yaml.safe_load(path.read_text())
-    change(config["resources"][0])
+    change(next(part for part in config["resources"] if part["name"] == name))
     path.write_text(yaml.safe_dump(config, sort_keys=False))
 
 
 async def _new_key(database_url: str) -> str:
-    """Create the schema and a key that may do what the loads ask for."""
+    """Create a key that may do what the loads ask for."""
     new, raw_key = issue(
         "benchmark", models=_MODELS, scopes=[Scope.INFERENCE.value], expires_at=None
     )
     async with connected(database_url) as connection:
-        await postgres_schema.migrate(connection)
         await PostgresKeyWriter(connection).create(new)
     return raw_key
 

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -24,6 +22,7 @@ from authz.issuing import issue_secret
 from authz.local.postgres import embedded_postgres
 from authz.local.process import private_directory
 from benchmarks.command import outcome_of
+from benchmarks.processes import PEAK, memory_kb
 from benchmarks.replicas import PASSES, at_rate, check_message, replica
 from benchmarks.report import document, scale_section
 from benchmarks.surroundings import surroundings
@@ -60,8 +59,6 @@ SELECT md5(n::text)::uuid, coalesce(digest, sha256(n::text::bytea)), 'nz_' || n
   FROM generate_series(1, $1::int) AS n LEFT JOIN asked USING (n)
 """
 _TRIGGERS = "ALTER TABLE secrets {} TRIGGER USER"
-_RSS = re.compile(r"^VmRSS:\s+(\d+) kB$", re.MULTILINE)
-_PEAK = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +106,14 @@ async def measure_scale() -> Scale:
         asked, generated = await _generate(url)
         one = await stack.enter_async_context(replica(settings, workplace / "replica"))
         await _ask_all(one, asked[:_WARM_UP])
-        empty_kb = _memory_kb(one.pid, _RSS)
+        empty_kb = memory_kb(one.pid)
         click.echo("scale, cold look-ups", err=True)
         fresh = asked[_WARM_UP : _WARM_UP + COLD]
         cold = await at_rate(COLD_PER_S, map(one.pass_through, fresh))
         click.echo("scale, memory", err=True)
         start = perf_counter()
         await _ask_all(one, asked)
-        filled, full_kb = perf_counter() - start, _memory_kb(one.pid, _RSS)
+        filled, full_kb = perf_counter() - start, memory_kb(one.pid)
         click.echo("scale, list", err=True)
         listing = await _list(settings)
         memory = (empty_kb, full_kb)
@@ -178,16 +175,11 @@ async def _list(settings: Mapping[str, str]) -> Listing:
         size += len(chunk)
         chunks += 1
         if chunks % _CHUNKS_A_LOOK == 0:
-            peak_kb = _memory_kb(process.pid, _PEAK)
+            peak_kb = memory_kb(process.pid, PEAK)
     if await process.wait() != 0:
         msg = "`authz keys list` failed"
         raise LoadFailed(msg)
     return Listing(perf_counter() - start, size, peak_kb)
-
-
-def _memory_kb(pid: int, what: re.Pattern[str]) -> int:
-    found = what.search(Path(f"/proc/{pid}/status").read_text())
-    return int(found[1]) if found else 0
 
 
 async def _report() -> str:

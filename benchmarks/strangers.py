@@ -6,61 +6,62 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
+import json
 import os
 import secrets
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import cycle
+from pathlib import Path
 from statistics import quantiles
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+import aiohttp
 import click
-import grpc
 
-from authz.adapters import postgres_schema
 from authz.adapters.postgres import connected
 from authz.adapters.postgres_key_writer import PostgresKeyWriter
 from authz.core.credential import mint
 from authz.core.model import Scope
 from authz.issuing import issue
-from authz.local.postgres import embedded_postgres
-from authz.local.process import private_directory
-from authz.local.redis import embedded_redis
-from authz.pb import external_auth_pb2 as pb
+from authz.local.data_dir import write_private
+from authz.local.process import run_to_end, running
 from benchmarks.command import outcome_of
-from benchmarks.replicas import Replica, check_message, replica
+from benchmarks.listeners import behind_a_gateway
+from benchmarks.parts import starting
+from benchmarks.processes import watching
 from benchmarks.report import document
 from benchmarks.surroundings import surroundings
+from benchmarks.wrk import find_wrk
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from authz.adapters.postgres import Connection
+    from benchmarks.parts import Parts, Proxy
 
 OFFERED_PER_S = 10_000
-SOURCES = (1, 1000)
+SOURCES = (1, 8, 1000)
 GOOD_PER_S = 50
 GOOD_KEYS = 1000
 PER_SOURCE_PER_S = 100  # AUTHZ_UNKNOWN_KEYS_PER_S where it is not set
-GOAL_MS = 20
 
 _GOOD_SOURCES = 50
 _UNDER_WAY = 4  # of one source, when it has had its share
-_AT_ONCE = 900  # under way, of the 1,024 that Envoy allows
-_TICK_S = 0.005
-_LEAD_S = 1.0  # the flood runs before the first good key is asked for
-_SOCKET = "authz-0.sock"
+_CONNECTIONS = 250
+_UNKNOWN_KEYS = 100_000  # more than are sent in the 5 s that one is remembered
+_LEAD_S = 1  # the flood runs before the first good key is asked for
+_MORE_S = 20.0  # what wrk may take longer than it was told to send
+_SCRIPT = Path(__file__).with_name("strangers.lua")
 _MODELS = ("registry.ollama.ai/library/llama3.*:*",)
+_BODY = {"model": "llama3.1", "messages": [{"role": "user", "content": "Hello?"}]}
 
 _HEADER = (
     "| addresses | answered/s | of these | good keys | p50 ms | p99 ms | max ms "
-    "| look-ups of unknown | bound | load |\n"
-    "|---:|---:|---|---|---:|---:|---:|---:|---:|---:|"
+    "| look-ups of unknown | bound | CPU of Envoy | of authz | load |\n"
+    "|---:|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
 )
 
 # A look-up is one scan of this table; noting the last use of a good key is another.
@@ -68,8 +69,9 @@ _LOOKUPS = """
 SELECT coalesce(sum(seq_scan + idx_scan), 0)::int FROM pg_stat_user_tables
  WHERE relname = 'secrets'
 """
-_OTHERS = """
-SELECT count(*)::int FROM pg_stat_activity
+# An ended session has reported what it did.
+_END_OTHERS = """
+SELECT bool_and(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
  WHERE datname = current_database() AND pid <> pg_backend_pid()
    AND backend_type = 'client backend'
 """
@@ -96,6 +98,7 @@ class Flood:
     sent: Sent
     good: Sequence[tuple[float, int]]
     lookups: int
+    cpu: Mapping[str, float]
     load_average: float
 
     @property
@@ -107,141 +110,96 @@ class Flood:
 
 async def measure_strangers() -> Sequence[Flood]:
     """Measure, after a run without a flood. Raises ConfigError, ChildDied."""
+    find_wrk()
     return [await _measure(sources) for sources in (0, *SOURCES)]
 
 
 async def _measure(sources: int) -> Flood:
     click.echo(f"strangers, flood from {sources:,} addresses", err=True)
-    async with AsyncExitStack() as stack:
-        workplace = stack.enter_context(private_directory("authz-bench-"))
-        url = await stack.enter_async_context(embedded_postgres(workplace / "postgres"))
-        redis = await stack.enter_async_context(embedded_redis(workplace / "redis"))
-        connection = await stack.enter_async_context(connected(url))
-        good = await _good_checks(connection)
-        settings = {
-            "AUTHZ_DATABASE_URL": url,
-            "AUTHZ_REDIS_URL": redis or "",
-            "AUTHZ_CACHE_SECRET": secrets.token_hex(32),
-        }
-        before = await connection.fetchval(_LOOKUPS)
-        async with replica(settings, workplace / "replica") as one:
-            flooding = _flooding(workplace / "replica" / _SOCKET, sources)
-            async with flooding as sent:
-                answers = await _ask_evenly(one, good)
-        lookups = await _lookups(connection) - before
-        return Flood(sources, await sent, answers, lookups, os.getloadavg()[0])
+    async with starting() as parts:
+        await parts.constant_upstream()
+        service = await parts.service()
+        proxy = await parts.envoy("gateway", service.socket, behind_a_gateway)
+        pids = {"envoy": proxy.pid, "authz": service.pids["authz"]}
+        async with connected(service.database_url) as connection:
+            keys = await _issue_keys(connection)
+            before = await connection.fetchval(_LOOKUPS)
+            async with (
+                watching(pids) as watched,
+                _flooding(parts, proxy, sources) as sent,
+            ):
+                answers = await _ask_evenly(proxy, keys)
+            load = os.getloadavg()[0]
+            await connection.fetchval(_END_OTHERS)
+            lookups = await connection.fetchval(_LOOKUPS) - before
+        return Flood(sources, await sent, answers, lookups, watched.cpu, load)
 
 
-async def _good_checks(connection: Connection) -> Sequence[bytes]:
-    """Make keys; return a Check for each, from addresses that send nothing else."""
-    await postgres_schema.migrate(connection)
+async def _issue_keys(connection: Connection) -> Sequence[str]:
+    scopes = [Scope.INFERENCE.value]
     issued = [
-        issue(
-            f"key-{number}",
-            models=_MODELS,
-            scopes=[Scope.INFERENCE.value],
-            expires_at=None,
-        )
+        issue(f"key-{number}", models=_MODELS, scopes=scopes, expires_at=None)
         for number in range(GOOD_KEYS)
     ]
     await PostgresKeyWriter(connection).create_all([new for new, _ in issued])
+    return [raw_key for _, raw_key in issued]
+
+
+async def _ask_evenly(proxy: Proxy, keys: Sequence[str]) -> Sequence[tuple[float, int]]:
+    """Ask once with each key, from addresses that send nothing else."""
     addresses = cycle(f"192.0.2.{number}" for number in range(_GOOD_SOURCES))
-    return [
-        _from(address, check_message(raw_key))
-        for address, (_, raw_key) in zip(addresses, issued, strict=False)
-    ]
-
-
-def _from(address: str, message: bytes) -> bytes:
-    check = pb.CheckRequest.FromString(message)
-    check.attributes.source.address.socket_address.address = address
-    return check.SerializeToString()
-
-
-async def _ask_evenly(
-    one: Replica, messages: Sequence[bytes]
-) -> Sequence[tuple[float, int]]:
     start = perf_counter()
     tasks = []
-    for number, message in enumerate(messages):
-        await asyncio.sleep(start + number / GOOD_PER_S - perf_counter())
-        tasks.append(asyncio.create_task(_timed(one, message)))
-    return await asyncio.gather(*tasks)
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{proxy.port}") as client:
+        for number, (key, address) in enumerate(zip(keys, addresses, strict=False)):
+            await asyncio.sleep(start + number / GOOD_PER_S - perf_counter())
+            headers = {"authorization": f"Bearer {key}", "x-forwarded-for": address}
+            tasks.append(asyncio.create_task(_timed(client, headers)))
+        return await asyncio.gather(*tasks)
 
 
-async def _timed(one: Replica, message: bytes) -> tuple[float, int]:
+async def _timed(
+    client: aiohttp.ClientSession, headers: Mapping[str, str]
+) -> tuple[float, int]:
     start = perf_counter()
-    status = await one.check(message)
-    return perf_counter() - start, status
-
-
-async def _lookups(connection: Connection) -> int:
-    """Return how many look-ups there were; ended sessions have reported theirs."""
-    while await connection.fetchval(_OTHERS):  # noqa: ASYNC110
-        await asyncio.sleep(_TICK_S)
-    found: int = await connection.fetchval(_LOOKUPS)
-    return found
+    async with client.post("/api/chat", json=_BODY, headers=headers) as response:
+        await response.read()
+    return perf_counter() - start, response.status
 
 
 @asynccontextmanager
-async def _flooding(socket: Path, sources: int) -> AsyncIterator[asyncio.Future[Sent]]:
+async def _flooding(
+    parts: Parts, proxy: Proxy, sources: int
+) -> AsyncIterator[asyncio.Task[Sent]]:
     """Flood from another process, a little before the block and as long as it."""
-    loop = asyncio.get_running_loop()
-    seconds = _LEAD_S + GOOD_KEYS / GOOD_PER_S
-    context = multiprocessing.get_context("spawn")  # grpc and fork do not go together
-    with ProcessPoolExecutor(1, context) as pool:
-        await loop.run_in_executor(pool, os.getpid)  # it has started
-        sent = loop.run_in_executor(
-            pool, _flood, str(socket), sources, seconds, OFFERED_PER_S
-        )
-        await asyncio.sleep(_LEAD_S)
-        yield sent
-        await sent
+    unknown = "\n".join(mint(secrets.token_bytes(32)) for _ in range(_UNKNOWN_KEYS))
+    write_private(parts.workplace / "unknown", unknown)
+    sent = asyncio.create_task(_flood(proxy.port, sources, parts.workplace))
+    await asyncio.sleep(_LEAD_S)
+    yield sent
+    await sent
 
 
-def _flood(socket: str, sources: int, seconds: float, per_s: int) -> Sent:
-    return asyncio.run(_send_evenly(socket, sources, seconds, per_s))
-
-
-async def _send_evenly(socket: str, sources: int, seconds: float, per_s: int) -> Sent:
-    """Send as many as are offered, or as many as are answered, if these are fewer."""
-    statuses: Counter[int] = Counter()
-    under_way: set[asyncio.Task[None]] = set()
-    async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
-        one = Replica(0, channel)
-
-        async def send(message: bytes) -> None:
-            statuses[await one.check(message)] += 1
-
-        unknown = _unknown_checks(sources)
-        start, started = perf_counter(), 0
-        while sources and (passed := perf_counter() - start) < seconds:
-            due = min(int(passed * per_s) - started, _AT_ONCE - len(under_way))
-            for message in islice(unknown, max(due, 0)):
-                task = asyncio.create_task(send(message))
-                under_way.add(task)
-                task.add_done_callback(under_way.discard)
-            started += max(due, 0)
-            await asyncio.sleep(_TICK_S)
-        await asyncio.gather(*under_way)
-    return Sent(statuses, perf_counter() - start)
-
-
-def _unknown_checks(sources: int) -> Iterator[bytes]:
-    """Make up well-formed keys without end, and ask from one address after another."""
-    example = mint(bytes(32))
-    checks = [
-        _from(f"198.18.{number >> 8}.{number & 255}", check_message(example))
-        for number in range(sources)
-    ]
-    parts = [check.partition(example.encode()) for check in checks]
-    for before, _, after in cycle(parts):
-        yield before + mint(secrets.token_bytes(32)).encode() + after
-
-
-def _percentiles(seconds: Sequence[float]) -> Sequence[float]:
-    found = quantiles(seconds, n=100, method="inclusive")
-    return found[49], found[98], max(seconds)
+async def _flood(port: int, sources: int, workplace: Path) -> Sent:
+    if not sources:
+        return Sent({}, 1)
+    seconds = _LEAD_S + GOOD_KEYS // GOOD_PER_S
+    pause_ms = 1000 * _CONNECTIONS // OFFERED_PER_S
+    command = (
+        find_wrk(),
+        *("--threads", "1"),
+        *("--connections", str(_CONNECTIONS)),
+        *("--duration", f"{seconds}s"),
+        *("--script", str(_SCRIPT)),
+        f"http://127.0.0.1:{port}/api/chat",
+        *("--", str(sources), str(pause_ms)),
+    )
+    log = workplace / "wrk.log"
+    async with running("wrk", command, log=log, cwd=workplace) as child:
+        await run_to_end(child, seconds + _MORE_S)
+    result = json.loads(log.read_text().splitlines()[-1])
+    statuses = {int(status): number for status, number in result["statuses"].items()}
+    return Sent(statuses, result["duration_us"] / 1e6)
 
 
 def strangers_section(floods: Sequence[Flood]) -> str:
@@ -249,28 +207,31 @@ def strangers_section(floods: Sequence[Flood]) -> str:
     paragraphs = (
         "## Unknown keys",
         "\n".join([_HEADER, *(_row(flood, floods[0]) for flood in floods)]),
-        f"One replica with Redis; {GOOD_KEYS:,} good keys that it has never seen are "
+        f"The whole gateway; {GOOD_KEYS:,} good keys that it has never seen are "
         f"asked for at {GOOD_PER_S} a second, from {_GOOD_SOURCES} addresses that "
-        "send nothing else. Beside them another process sends well-formed keys that "
-        f"do not exist, {OFFERED_PER_S:,} a second or as many as are answered, "
-        f"{_AT_ONCE:,} under way at most. The bound is what "
+        "send nothing else. Beside them wrk sends well-formed keys that "
+        f"do not exist, on {_CONNECTIONS} connections, each resting so long between "
+        f"two requests that {OFFERED_PER_S:,} a second are offered to a gateway that "
+        "answers at once. The bound is what "
         f"{PER_SOURCE_PER_S} a second and address allow; PostgreSQL counts the "
-        "look-ups, less those of the run without a flood. Service, stores and both "
-        "clients share the cores named above.",
+        "look-ups, less those of the run without a flood. CPU is a share of one "
+        "core. All programs share the cores named above.",
     )
     return "\n\n".join(paragraphs)
 
 
 def _row(flood: Flood, quiet: Flood) -> str:
-    times = _percentiles([seconds for seconds, _ in flood.good])
+    times = [seconds for seconds, _ in flood.good]
+    found = quantiles(times, n=100, method="inclusive")
     cells = (
         f"{flood.sources:,}",
         f"{flood.sent.per_s:,.0f}",
         _statuses(flood.sent.statuses),
         _statuses(Counter(status for _, status in flood.good)),
-        *(f"{seconds * 1e3:.1f}" for seconds in times),
+        *(f"{seconds * 1e3:.1f}" for seconds in (found[49], found[98], max(times))),
         f"{flood.lookups - quiet.lookups:,}",
         f"{flood.bound:,.0f}",
+        *(f"{share:.0%}" for share in flood.cpu.values()),
         f"{flood.load_average:.1f}",
     )
     return f"| {' | '.join(cells)} |"

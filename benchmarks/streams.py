@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import quantiles
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from benchmarks.lockstep import conversation
+from benchmarks.processes import cpu_seconds
 
 if TYPE_CHECKING:
     from benchmarks.lockstep import Conversation, Upstream
@@ -71,10 +71,10 @@ async def _first_chunk(client: Conversation) -> float:
 async def _stream(client: Conversation, pid: int) -> tuple[float, float]:
     """Return the seconds of Envoy's processor, and of the wall, for all chunks."""
     await client.open(_line(0))
-    cpu, wall = _cpu_seconds(pid), perf_counter()
+    cpu, wall = cpu_seconds(pid), perf_counter()
     for number in range(CHUNKS):
         await client.pass_on(_line(number))
-    costs = _cpu_seconds(pid) - cpu, perf_counter() - wall
+    costs = cpu_seconds(pid) - cpu, perf_counter() - wall
     await client.end()
     return costs
 
@@ -85,9 +85,3 @@ def _line(number: int) -> bytes:
         b'{"model":"llama3.1","created_at":"2025-01-01T00:00:00.%09dZ",'
         b'"message":{"role":"assistant","content":" hello"},"done":false}\n' % number
     )
-
-
-def _cpu_seconds(pid: int) -> float:
-    """Return what all threads of a process have run so far."""
-    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9

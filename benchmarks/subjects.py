@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.listeners import key_check_alone, without_script
+from benchmarks.listeners import key_check_alone, unbounded, without_script
 from benchmarks.lockstep import Upstream
 from benchmarks.parts import starting
 
@@ -52,8 +52,8 @@ async def request_subjects() -> AsyncIterator[Subjects]:
     async with starting() as parts:
         await parts.constant_upstream()
         proxies = {
-            FLOOR: await parts.envoy(FLOOR, await parts.floor()),
-            GATEWAY: await parts.envoy(GATEWAY, await parts.gateway()),
+            FLOOR: await parts.envoy(FLOOR, await parts.floor(), unbounded),
+            GATEWAY: await parts.envoy(GATEWAY, await parts.gateway(), unbounded),
         }
         yield Subjects(proxies, parts.workplace)
 
@@ -70,7 +70,7 @@ async def stream_subjects() -> AsyncIterator[tuple[Subjects, Upstream]]:
         upstream = await stack.enter_async_context(Upstream().listening(parts.upstream))
         service = await parts.gateway()
         proxies = {
-            GATEWAY: await parts.envoy("whole", service),
+            GATEWAY: await parts.envoy("whole", service, unbounded),
             NO_SCRIPT: await parts.envoy("script", service, without_script),
             KEY_CHECK: await parts.envoy("check", service, key_check_alone),
         }
