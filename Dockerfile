@@ -4,18 +4,35 @@ ARG PYTHON_IMAGE=python:3.12-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
 COPY requirements/service.txt /tmp/requirements.txt
-RUN python -m venv /opt/venv \
- && /opt/venv/bin/pip install --no-cache-dir --require-hashes -r /tmp/requirements.txt
+# Without pip: nothing can be installed later, and what runs has less in it.
+RUN python -m venv --without-pip /opt/venv \
+ && pip --python /opt/venv/bin/python install --no-cache-dir --no-compile \
+      --require-hashes --requirement /tmp/requirements.txt
+COPY LICENSE /app/
+COPY authz /app/authz
+# What `authz --version` looks up: the package stands here without being installed.
+ARG VERSION=0.1.0
+RUN mkdir /app/authz-${VERSION}.dist-info \
+ && printf 'Metadata-Version: 2.1\nName: authz\nVersion: %s\n' ${VERSION} \
+      > /app/authz-${VERSION}.dist-info/METADATA
+# What runs may not write bytecode. The hash in it stands for the source's time,
+# which a copy may change.
+RUN python -m compileall -q --invalidation-mode unchecked-hash /opt/venv/lib /app/authz
 
 FROM ${PYTHON_IMAGE}
+ARG VERSION=0.1.0
+LABEL org.opencontainers.image.title="authz" \
+      org.opencontainers.image.description="An Envoy external-authorization sidecar for Ollama" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.licenses="Apache-2.0"
 # Envoy runs under the same uid: the folder of the sockets is open to it alone.
 RUN install -d -m 0700 -o 10001 -g 10001 /run/authz
 COPY --from=build /opt/venv /opt/venv
-COPY authz /app/authz
+COPY --from=build /app /app
 WORKDIR /app
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 ENTRYPOINT ["python", "-m", "authz"]
 CMD ["serve"]
-HEALTHCHECK --interval=5s --timeout=4s --start-period=10s \
+HEALTHCHECK --interval=10s --timeout=10s --start-period=30s \
   CMD ["python", "-m", "authz", "healthcheck"]
