@@ -73,9 +73,9 @@ def _command(binary: str, socket: Path) -> Sequence[str]:
         *("--save", ""),
         *("--appendonly", "no"),
         *("--maxmemory", "64mb"),
-        # When full, what ends soonest goes first: short-lived copies of keys long
-        # before the budget of a month. Everything that we store has an end.
-        *("--maxmemory-policy", "volatile-ttl"),
+        # When full, nothing more is written, and that is seen: PostgreSQL decides, and
+        # limits are counted alone. To evict would be to forget them in silence.
+        *("--maxmemory-policy", "noeviction"),
     )
 
 
