@@ -27,7 +27,7 @@ lint: $(VENV)/dev ## Check style, types and layers
 bench: $(VENV)/dev ## Measure what the gateway costs, how fast it revokes, and a million keys
 	$(BIN)/python -m benchmarks
 
-chaos: $(VENV)/dev ## Lose a primary, fill disks and memory, break a cluster; needs root to mount
+chaos: $(VENV)/dev ## Lose a primary, fill disks and memory, break a cluster, send a crowd; needs root
 	$(BIN)/python -m pytest -m chaos tests/chaos
 
 fuzz: $(VENV)/dev ## Search for a minute for inputs that break a property
