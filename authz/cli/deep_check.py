@@ -33,8 +33,13 @@ OK, OPEN, UNKNOWN = "ok", "open", "unknown"
 _AT_ONCE = 50
 # Limits and caches bear a second or two; an expiry or a window is off by as much.
 _MOST_APART_S = 2.0
-_MAY_CHANGE_KEYS = "SELECT has_table_privilege(to_regclass('keys'), 'UPDATE')"
-_LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+_TAKES_ALL = "Ollama takes requests without a key at"
+_MAY_CHANGE_KEYS = """
+SELECT bool_or(has_table_privilege(to_regclass(name), 'INSERT, UPDATE, DELETE'))
+  FROM unnest(ARRAY['keys', 'secrets']) AS name
+"""
+# Where what listens on all addresses listens, too; IPv6 may be off, though it does.
+_LOOPBACK = {4: ("127.0.0.1",), 6: ("::1", "127.0.0.1")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +80,13 @@ async def _ports() -> list[Finding]:
 
 async def _behind(host: str, port: int) -> list[Finding]:
     ip = ip_address(host)
-    # What listens on all addresses listens on this one, too.
-    reached = _LOOPBACK[ip.version] if ip.is_unspecified else host
     place = _written(host, port)
-    if await probes.is_admin(reached, port):
-        advice = "make it a socket file for its owner, as in envoy.yaml"
-        return [Finding(OPEN, f"Envoy's admin interface is at {place}: {advice}")]
-    if not ip.is_loopback and await probes.is_ollama(reached, port):
-        advice = "set OLLAMA_HOST=127.0.0.1"
-        return [
-            Finding(OPEN, f"Ollama takes requests without a key at {place}: {advice}")
-        ]
+    for reached in _LOOPBACK[ip.version] if ip.is_unspecified else (host,):
+        if await probes.is_admin(reached, port):
+            advice = "make it a socket file for its owner, as in envoy.yaml"
+            return [Finding(OPEN, f"Envoy's admin interface is at {place}: {advice}")]
+        if not ip.is_loopback and await probes.is_ollama(reached, port):
+            return [Finding(OPEN, f"{_TAKES_ALL} {place}: set OLLAMA_HOST=127.0.0.1")]
     return []
 
 
@@ -95,12 +96,10 @@ async def _around(ollama: Address) -> list[Finding]:
     if not await probes.is_ollama(*ollama):
         return [Finding(OK, f"no Ollama answers to a call around Envoy at {place}")]
     cloud = _cloud(await probes.get(*ollama, "/api/status"))
-    with suppress(ValueError):
-        if ip_address(ollama[0]).is_loopback:
-            told = "Ollama answers to whatever shares this network namespace"
-            return [Finding(OK, f"{told}, at {place}"), cloud]
-    told = "Ollama takes requests without a key at"
-    return [Finding(OPEN, f"{told} {place}: let only Envoy reach it"), cloud]
+    if await probes.is_loopback(*ollama):
+        told = "Ollama answers to whatever shares this network namespace"
+        return [Finding(OK, f"{told}, at {place}"), cloud]
+    return [Finding(OPEN, f"{_TAKES_ALL} {place}: let only Envoy reach it"), cloud]
 
 
 def _cloud(answer: tuple[int, bytes]) -> Finding:

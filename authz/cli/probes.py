@@ -43,6 +43,12 @@ def _address(groups: bytes) -> str:
     return str(ip_address(struct.pack(f">{len(words)}I", *words)))
 
 
+async def is_loopback(host: str, port: int) -> bool:
+    """Tell whether nobody but this machine is meant; raises OSError for no address."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port)
+    return all(ip_address(address[0]).is_loopback for *_, address in found)
+
+
 async def is_ollama(host: str, port: int) -> bool:
     """Tell whether an Ollama answers without a key."""
     status, body = await get(host, port, "/api/version")
@@ -67,9 +73,23 @@ async def get(host: str, port: int, path: str) -> tuple[int, bytes]:
             body = bytearray()
             while len(body) < _LONGEST_ANSWER and (some := await reader.read(8192)):
                 body += some
-            return int(head.split(maxsplit=2)[1]), bytes(body)
+            status, whole = int(head.split(maxsplit=2)[1]), bytes(body)
+            if b"transfer-encoding: chunked" in head.lower():
+                whole = _joined(whole)
+            return status, whole
     except _NO_HTTP:
         return 0, b""
+
+
+def _joined(body: bytes) -> bytes:
+    """Take the chunks of RFC 9112, section 7.1, as far as they have come."""
+    whole = b""
+    while body:
+        head, _, rest = body.partition(b"\r\n")
+        length = int(head.partition(b";")[0], 16)
+        whole += rest[:length]
+        body = rest[length + 2 :] if length else b""
+    return whole
 
 
 @asynccontextmanager

@@ -41,15 +41,25 @@ HEADING = "  sl  local_address rem_address   st tx_queue rx_queue\n"
 
 
 @contextmanager
-def serving(answers: Mapping[str, Any], host: str = "127.0.0.1") -> Iterator[Address]:
+def serving(
+    answers: Mapping[str, Any], host: str = "127.0.0.1", *, chunked: bool = False
+) -> Iterator[Address]:
     """Serve JSON, by path, on a free port."""
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def do_GET(self) -> None:
             known = self.path in answers
             body = json.dumps(answers[self.path]).encode() if known else b""
             self.send_response(200 if known else 404)
-            self.send_header("Content-Length", str(len(body)))
+            if chunked:
+                self.send_header("Transfer-Encoding", "chunked")
+                body = b"1\r\n%b\r\n%x;x=y\r\n%b\r\n0\r\n\r\n" % (
+                    *(body[:1], len(body) - 1, body[1:]),
+                )
+            else:
+                self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 
@@ -153,7 +163,6 @@ async def test_an_ollama_on_the_network_is_open(
         listening += [ollama, on_loopback]
         findings = await look_around(settings, nobody)
     port = str(ollama[1])
-    assert states(findings, f"without a key at {port}") == []
     assert [f.state for f in findings if f":{port}" in f.text] == [OPEN]
     assert not [f for f in findings if f":{on_loopback[1]}" in f.text]
 
@@ -195,6 +204,24 @@ async def test_what_listens_and_says_nothing_holds_nobody_up(
         listening.append(silent.getsockname())
         findings = await asyncio.wait_for(look_around(settings, nobody), 10)
     assert states(findings, "admin") == [OK]
+
+
+@pytest.mark.usefixtures("listening")
+async def test_an_answer_in_chunks_is_read(settings: Settings) -> None:
+    with serving({**OLLAMA, **CLOUD_ON}, chunked=True) as ollama:
+        findings = await look_around(settings, ("localhost", ollama[1]))
+    assert states(findings, "cloud") == [OPEN]
+    assert states(findings, "shares this network namespace") == [OK]
+
+
+async def test_an_ollama_on_all_addresses_is_open_where_ipv6_is_off(
+    settings: Settings, listening: list[Address], nobody: Address
+) -> None:
+    """What listens on all addresses of both kinds is in the table as ``::``."""
+    with serving(OLLAMA, "0.0.0.0") as ollama:  # noqa: S104
+        listening.append(("::", ollama[1]))
+        findings = await look_around(settings, nobody)
+    assert states(findings, f"at [::]:{ollama[1]}") == [OPEN]
 
 
 @pytest.mark.usefixtures("listening")
