@@ -14,14 +14,14 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from authz.core.limits import Counters, Demand, Limit, Period, Recorded
+from authz.core.limits import Counters, Demand, Limit, Limits, Period, Recorded
 from authz.core.model import Deny, Reason
 from authz.errors import BackendError, CacheUnavailable, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from authz.core.limits import Budget, Limits, Outcome
+    from authz.core.limits import Budget, Outcome
     from authz.core.model import Allow
     from authz.metrics import Metrics
     from authz.ports import LimitStore, UsageRecords
@@ -62,6 +62,10 @@ class MemoryLimits:
         if limits.budget and not counters.knows_budget(begin):
             return begin
         return counters.reserve(limits, demand, self._seconds())
+
+    def count(self, key_id: str, limits: Limits, demand: Demand) -> None:
+        """Take in a request that passed by the counters that replicas share."""
+        self._counters_of(key_id).count(limits, demand, self._seconds())
 
     async def settle(self, key_id: str, request_id: str, tokens: int | None) -> bool:
         """End a request that used so many tokens; None keeps what it holds."""
@@ -203,10 +207,17 @@ class Limiter:
                 self._metrics.limits_shared.set(0)
             else:
                 self._metrics.limits_shared.set(1)
+                if outcome.refused is None:
+                    # So that Redis may stay away without the key beginning anew.
+                    own = limits if self._alone else Limits(rpm=limits.rpm)
+                    self._own.count(key_id, own, demand)
                 return outcome
         elif not self._alone:
             msg = "limits with several workers need AUTHZ_REDIS_URL"
             raise StoreUnavailable(msg)
+        if not self._alone:
+            # Envoy tells one worker of the ends of all: slots would not come back.
+            limits = replace(limits, concurrency=None)
         return await self._reserve_in(self._own, key_id, limits, demand)
 
     async def _reserve_in(

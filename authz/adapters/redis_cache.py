@@ -7,7 +7,6 @@ version never replaces a newer one.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import json
@@ -15,7 +14,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, TypedDict
 
-from authz.adapters.redis_client import TIMEOUT_S, translated_errors
+from authz.adapters.redis_client import TIMEOUT_S, in_time, translated_errors
 from authz.core.allowlist import compiled
 from authz.core.limits import parse_limits
 from authz.core.model import Key, Scope
@@ -62,7 +61,7 @@ class RedisKeyCache:
     async def get(self, digests: Sequence[bytes]) -> Verified | None:
         """Return what some replica verified; None if nothing or not genuine."""
         async with (
-            _in_time(),
+            _answered(),
             self._redis.pipeline(transaction=False) as pipe,
         ):
             for digest in digests:
@@ -79,13 +78,13 @@ class RedisKeyCache:
             return
         version = str(verified.key.version).zfill(_VERSION_DIGITS)
         name = entry_name(verified.key.digest)
-        async with _in_time():
+        async with _answered():
             await self._redis.eval(_PUT, 1, name, version, record, self._lifetime_ms)
 
     async def drop(self, digests: Sequence[bytes]) -> None:
         """Forget."""
         async with (
-            _in_time(),
+            _answered(),
             self._redis.pipeline(transaction=False) as pipe,
         ):
             for digest in digests:
@@ -111,9 +110,9 @@ class RedisKeyCache:
 
 
 @asynccontextmanager
-async def _in_time() -> AsyncIterator[None]:
+async def _answered() -> AsyncIterator[None]:
     with translated_errors():
-        async with asyncio.timeout(TIMEOUT_S):
+        async with in_time(TIMEOUT_S):
             try:
                 yield
             except _NOT_REDIS as error:

@@ -33,12 +33,14 @@ if TYPE_CHECKING:
     Client = Redis | RedisCluster
 
 TIMEOUT_S = 0.05
+_TICKS = 5
 _START_TIMEOUT_S = 2.0
 _MOST_CONNECTIONS = 64
 _DEFAULTS: dict[str, Any] = {
-    # The connection may have gone since its last use; there is no time for more.
-    "retry": Retry(NoBackoff(), 1),
-    "socket_timeout": TIMEOUT_S,
+    # What was sent may have been done, and counted; nothing is sent twice. (The pool
+    # notices connections that have gone since their last use.)
+    "retry": Retry(NoBackoff(), 0),
+    "socket_timeout": 1.0,  # in_time() is shorter
     "max_connections": _MOST_CONNECTIONS,
 }
 _TLS = TlsOptions("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_password")
@@ -57,6 +59,31 @@ def translated_errors() -> Iterator[None]:
         yield
     except _ERRORS as error:
         raise CacheUnavailable(type(error).__name__) from error
+
+
+@asynccontextmanager
+async def in_time(seconds: float) -> AsyncIterator[None]:
+    """Bound the wait for an answer. Raises TimeoutError.
+
+    How late this process is itself does not count: after every tick it has read what
+    has arrived. A busy loop would else take a prompt Redis for a slow one.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as bound:
+        ticking: asyncio.TimerHandle
+
+        def tick(left: int) -> None:
+            nonlocal ticking
+            if left:
+                ticking = loop.call_later(seconds / _TICKS, tick, left - 1)
+            else:
+                bound.reschedule(loop.time())
+
+        ticking = loop.call_later(seconds / _TICKS, tick, _TICKS - 1)
+        try:
+            yield
+        finally:
+            ticking.cancel()
 
 
 @asynccontextmanager

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoScriptError
 
-from authz.adapters.redis_client import TIMEOUT_S, translated_errors
+from authz.adapters.redis_client import TIMEOUT_S, in_time, translated_errors
 from authz.core.limits import Limit, Outcome, Quota
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class RedisLimits:
         names = (of_key, f"{of_key}:running", f"{of_key}:held:{arguments[0]}")
         given = (call, *("" if each is None else each for each in arguments))
         with translated_errors():
-            async with asyncio.timeout(TIMEOUT_S):
+            async with in_time(TIMEOUT_S):
                 try:
                     return await self._redis.evalsha(self._sha, 3, *names, *given)
                 except NoScriptError:

@@ -242,6 +242,14 @@ class Counters:
             self._tokens.quota(limits.tpm, now) if limits.tpm else None,
         )
 
+    def count(self, limits: Limits, demand: Demand, now: float) -> None:
+        """Take in a request that passed elsewhere; of its budget the records tell."""
+        self._end_leases(now)
+        if limits.tpm or limits.concurrency:
+            self._hold(replace(limits, budget=None), demand, now)
+        elif limits.rpm:
+            self._requests.add(1, int(now))
+
     def settle(self, request_id: str, tokens: int | None, now: float) -> bool:
         """End a request that used so many tokens; None keeps what it holds.
 

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 # Beyond this a number is none: no answer has as many tokens, bytes or milliseconds.
 _LARGEST = 2**31
 
+# No answer, or none in time: the model may have worked all the while.
+_WORK_UNKNOWN = frozenset({0, 504})
+
+# A piece of a stream is a token in so many bytes at the most. What is beyond that came
+# in one piece, as calls of tools do.
+_BYTES_A_CHUNK = 300
+
 _USES_TOKENS = frozenset(
     path for path, endpoint in ENDPOINTS.items() if endpoint.scope is Scope.INFERENCE
 )
@@ -57,6 +64,7 @@ class Finished:
     duration_ms: float = 0
     first_byte_ms: float = 0
     request_bytes: float = 0
+    response_bytes: float = 0
     input_estimate: float | None = None
     input_tokens: float | None = None
     output_tokens: float | None = None
@@ -100,12 +108,11 @@ def meter(finished: Finished) -> Used:
         return Used(ending, 0, 0, estimated=False, settled=0)
     if counted is not None:
         return Used(ending, *counted, estimated=False, settled=sum(counted))
-    if ending is Ending.FAILED and not _succeeded(finished.status) and finished.status:
+    if not _succeeded(finished.status) and finished.status not in _WORK_UNKNOWN:
         return Used(ending, 0, 0, estimated=False, settled=0)
     asked = _asked(finished)
-    chunks = number(finished.chunks) or 0
-    answered = chunks if finished.endpoint in _GENERATES else 0
-    is_known = chunks or ending is Ending.OK
+    answered = _answered(finished)
+    is_known = number(finished.chunks) or ending is Ending.OK
     settled = asked + answered if is_known else None
     return Used(ending, asked, answered, estimated=True, settled=settled)
 
@@ -127,6 +134,14 @@ def _asked(finished: Finished) -> int:
     if estimated is not None:
         return estimated
     return estimate({"text_bytes": number(finished.request_bytes) or 0})
+
+
+def _answered(finished: Finished) -> int:
+    if finished.endpoint not in _GENERATES or not _succeeded(finished.status):
+        return 0
+    chunks = number(finished.chunks) or 0
+    beyond = (number(finished.response_bytes) or 0) - chunks * _BYTES_A_CHUNK
+    return chunks + estimate({"text_bytes": max(0, beyond)})
 
 
 def _counted(finished: Finished) -> tuple[int, int] | None:

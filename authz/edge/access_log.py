@@ -175,6 +175,7 @@ class AccessLog:
             duration_ms=_milliseconds(common.duration),
             first_byte_ms=_milliseconds(common.time_to_first_downstream_tx_byte),
             request_bytes=entry.request.request_body_bytes,
+            response_bytes=entry.response.response_body_bytes,
             input_estimate=_number(verdict, INPUT_ESTIMATE),
             input_tokens=_number(seen, "input_tokens"),
             output_tokens=_number(seen, "output_tokens"),

@@ -247,6 +247,7 @@ class World:
             assert verdict.limited is not None
             assert verdict.limited.refused is outcome.refused
             if isinstance(verdict, Allow):
+                self._count_alone(replica, limits, self._demand(request_id, tokens))
                 self._note_admitted(replica, request_id, tokens)
 
     async def end(self, replica: Replica, running: Running, tokens: int | None) -> None:
@@ -322,8 +323,14 @@ class World:
             expected = self._ask_own(replica, allow.key.limits, demand)
             if outcome is not None and outcome.refused:
                 replica.owed.append((demand.request_id, 0))
+        elif expected is not None and expected.refused is None:
+            self._count_alone(replica, allow.key.limits, demand)
         if outcome is not None and expected is not None:
             assert outcome == expected
+
+    def _count_alone(self, replica: Replica, limits: Limits, demand: Demand) -> None:
+        """Have a replica remember what passed, for when it is by itself."""
+        replica.own.count(limits, demand, replica.clock().timestamp())
 
     def _ask_shared(
         self, replica: Replica, limits: Limits, demand: Demand

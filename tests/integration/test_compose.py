@@ -5,7 +5,11 @@ test_compose_engine.py runs them, where a Docker engine answers.
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ import yaml
 from authz.cli import cli
 from authz.config import Settings
 from authz.local.envoy import Places, envoy_command
+from tests.manifests import moved
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text()
@@ -34,6 +39,8 @@ OF_AUTHZ = {"authz", "manage", "migrate", "grants"}
 LASTING = SERVICES.keys() - ONCE - {"manage"}
 # An image of others that runs as root, without what makes root strong.
 ROOT_INSIDE = {"ollama"}
+# Without what is installed beside the tests.
+BARE_PYTHON = str(Path(sys.base_prefix) / "bin/python3")
 MIB = {"k": 1 / 1024, "m": 1, "g": 1024}
 
 
@@ -67,7 +74,7 @@ def waits_for(service: str) -> set[str]:
 @pytest.mark.parametrize(
     "image", [*(service["image"] for service in SERVICES.values()), "PYTHON_IMAGE"]
 )
-def test_every_image_is_of_one_version_and_can_be_replaced(image: str) -> None:
+def test_every_image_is_of_a_version_and_can_be_replaced(image: str) -> None:
     if image == "PYTHON_IMAGE":
         (image,) = [a for a in instructions("ARG") if a.startswith("PYTHON_IMAGE=")]
         image = f"${{{image.replace('=', ':-')}}}"
@@ -133,11 +140,17 @@ def test_nothing_of_ours_is_root_and_nothing_has_what_makes_root_strong() -> Non
 
 
 def test_what_runs_cannot_be_changed_and_cannot_take_all_memory() -> None:
-    for name in SERVICES.keys() - ROOT_INSIDE:
-        service = SERVICES[name]
+    for name, service in SERVICES.items():
         assert service["read_only"] is True, name
         assert service["pids_limit"], name
-        assert 0 < mib(service["mem_limit"]) <= 2048, name
+        if name != "ollama":  # its memory is by its models
+            assert 0 < mib(service["mem_limit"]) <= 2048, name
+
+
+def test_ollama_can_write_where_it_keeps_what_it_has() -> None:
+    ollama = SERVICES["ollama"]
+    assert ollama["volumes"] == ["models:/root/.ollama"]
+    assert ollama["tmpfs"] == ["/tmp"]  # noqa: S108 - in its container
 
 
 def test_nothing_of_the_machine_is_open_to_containers_but_envoys_files() -> None:
@@ -229,6 +242,34 @@ def test_the_settings_that_are_passed_on_are_settings() -> None:
     known = {f"AUTHZ_{name.upper()}" for name in Settings.model_fields}
     for name in OF_AUTHZ:
         assert SERVICES[name]["environment"].keys() <= known
+
+
+def test_a_pepper_can_be_changed_while_keys_of_the_old_one_live() -> None:
+    for name in ("authz", "manage"):
+        told = SERVICES[name]["environment"]
+        for variable, secret in (
+            ("AUTHZ_KEY_PEPPER_FILE", "pepper"),
+            ("AUTHZ_KEY_OLD_PEPPER_FILES", "old_pepper"),
+        ):
+            file = f"{secret.upper()}_FILE"
+            assert told[variable] == f"${{{file}:+/run/secrets/{secret}}}"
+            assert COMPOSE["secrets"][secret] == {"file": f"${{{file}:-/dev/null}}"}
+            assert secret in SERVICES[name]["secrets"]
+
+
+def test_the_image_has_the_command_authz_in_any_folder(tmp_path: Path) -> None:
+    """Run as in the image: by the script that it writes, with nothing installed."""
+    (writing,) = (line for line in instructions("RUN") if "bin/authz" in line)
+    command = tmp_path / "authz"
+    places = {"/opt/venv/bin/authz": str(command), "/opt/venv/bin/python": BARE_PYTHON}
+    subprocess.run(["/bin/sh", "-c", moved(writing, places)], check=True)
+    (env,) = (line for line in instructions("ENV") if "PYTHONPATH" in line)
+    (app,) = re.findall(r"PYTHONPATH=(\S+)", env)
+    assert f"authz {app}/authz" in instructions("COPY")
+    found = os.pathsep.join((str(ROOT), sysconfig.get_path("purelib")))
+    child = (BARE_PYTHON, "-P", "-c", "import authz")
+    for program in ((str(command), "--version"), child):
+        subprocess.run(program, cwd=tmp_path, env={"PYTHONPATH": found}, check=True)
 
 
 def test_no_secret_and_no_tool_of_ours_gets_into_the_image() -> None:

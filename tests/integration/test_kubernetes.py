@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import kubernetes_validate  # type: ignore[import-untyped] # it brings no types
 import pytest
@@ -46,23 +46,35 @@ RENDERED = [
     "overlays/production/manage",
     "examples/remote",
 ]
+APPLIED_WITHOUT_NAMESPACE = sorted(
+    set(
+        re.findall(
+            r"kubectl (?:apply|delete) -k deploy/kubernetes/(\S+)",
+            (ROOT / "docs/kubernetes.md").read_text(),
+        )
+    )
+)
 needs_kubectl = [
     pytest.mark.kubectl,
     pytest.mark.skipif(KUBECTL is None, reason="there is no kubectl"),
 ]
+
+
+def rendering(parts: list[str]) -> list[Any]:
+    """Return what parametrizes a test over parts as kubectl renders them."""
+    return [
+        pytest.param((rendered, part), id=f"rendered {part}", marks=needs_kubectl)
+        for part in parts
+    ]
+
+
 EVERY = [
     *(pytest.param((written, part), id=part) for part in WRITTEN),
-    *(
-        pytest.param((rendered, part), id=f"rendered {part}", marks=needs_kubectl)
-        for part in RENDERED
-    ),
+    *rendering(RENDERED),
 ]
 GATEWAYS = [
     pytest.param((written, "base"), id="base"),
-    *(
-        pytest.param((rendered, part), id=f"rendered {part}", marks=needs_kubectl)
-        for part in RENDERED[:2]
-    ),
+    *rendering(RENDERED[:2]),
 ]
 
 
@@ -81,6 +93,9 @@ def manifests(
 
 
 every = pytest.mark.parametrize("manifests", EVERY, indirect=True)
+of_production = pytest.mark.parametrize(
+    "manifests", rendering(RENDERED[1:]), indirect=True
+)
 every_gateway = pytest.mark.parametrize("manifests", GATEWAYS, indirect=True)
 
 
@@ -127,7 +142,7 @@ def test_no_pod_may_speak_to_the_cluster(manifests: Manifests) -> None:
 
 
 @every
-def test_each_image_is_of_one_version(manifests: Manifests) -> None:
+def test_each_image_is_of_a_version(manifests: Manifests) -> None:
     for container in containers(manifests):
         image, _, tag = container["image"].rpartition(":")
         assert re.match(r"v?\d+\.\d+", tag), container["image"]
@@ -193,9 +208,46 @@ def test_ollama_is_reached_by_envoy_alone(manifests: Manifests) -> None:
 @every_gateway
 def test_clients_find_one_port(manifests: Manifests) -> None:
     (port,) = named(manifests, "Service", "gateway")["spec"]["ports"]
-    assert (port["port"], port["targetPort"]) == (8080, "http")
+    assert (port["port"], port["targetPort"]) == (8080, 8080)
     policy = named(manifests, "NetworkPolicy", "gateway")["spec"]
     assert policy["ingress"] == [{"ports": [{"port": 8080}]}]
+
+
+@every
+def test_no_service_needs_the_name_of_a_port_of_a_sidecar(manifests: Manifests) -> None:
+    """Kubernetes before 1.32 finds ports of native sidecars by number alone."""
+    found = {
+        port["name"]
+        for pod in pods(manifests)
+        for container in pod["containers"]
+        for port in container.get("ports", ())
+        if "name" in port
+    }
+    services = [m["spec"] for m in manifests if m["kind"] == "Service"]
+    for port in (port for service in services for port in service["ports"]):
+        target = port.get("targetPort", port["port"])
+        assert isinstance(target, int) or target in found, target
+
+
+@every
+def test_what_is_busy_is_not_restarted_as_if_it_were_dead(manifests: Manifests) -> None:
+    for container in containers(manifests):
+        if alive := container.get("livenessProbe"):
+            assert alive["periodSeconds"] * alive["failureThreshold"] >= PATIENCE_S
+
+
+PATIENCE_S = 300
+
+
+@pytest.mark.parametrize(
+    "manifests", rendering(APPLIED_WITHOUT_NAMESPACE), indirect=True
+)
+def test_nothing_lands_in_the_namespace_that_happens_to_be_current(
+    manifests: Manifests,
+) -> None:
+    for manifest in manifests:
+        if manifest["kind"] != "Namespace":
+            assert "namespace" in manifest["metadata"], manifest
 
 
 @every_gateway
@@ -251,11 +303,7 @@ def test_envoy_gets_the_files_of_envoy(manifests: Manifests) -> None:
     assert data == {file.name: file.read_text() for file in files}
 
 
-@pytest.mark.parametrize(
-    "manifests",
-    [pytest.param((rendered, p), id=p, marks=needs_kubectl) for p in RENDERED[1:]],
-    indirect=True,
-)
+@of_production
 def test_production_asks_nobody_for_keys_whom_it_cannot_verify(
     manifests: Manifests,
 ) -> None:
@@ -268,6 +316,21 @@ def test_production_asks_nobody_for_keys_whom_it_cannot_verify(
         mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
         assert root.rpartition("/")[0] in mounts
     assert "Secret" not in {manifest["kind"] for manifest in manifests}
+
+
+@pytest.mark.parametrize("manifests", rendering(RENDERED[1:4]), indirect=True)
+def test_production_reaches_the_stores_of_the_site_alone(manifests: Manifests) -> None:
+    stores, _dns = named(manifests, "NetworkPolicy", "stores")["spec"]["egress"]
+    assert stores.keys() == {"to", "ports"}
+    assert all("ipBlock" in to for to in stores["to"])
+
+
+@of_production
+def test_our_image_comes_from_a_registry_that_can_be_set(manifests: Manifests) -> None:
+    images = {container["image"] for container in containers(manifests)}
+    assert {image for image in images if "authz" in image} == {
+        f"registry.example.com/authz:{VERSION}"
+    }
 
 
 @pytest.mark.parametrize("manifests", GATEWAYS[2:], indirect=True)

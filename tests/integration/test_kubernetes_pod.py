@@ -269,6 +269,36 @@ async def test_envoy_takes_a_changed_config_map_while_it_runs(
         await until(changed, WITHIN_S)
 
 
+async def test_envoy_reads_a_changed_script_with_the_next_listener(
+    containers: dict[str, Manifest], places: Places
+) -> None:
+    places.mount()
+    arguments = map(places.here, containers["envoy"]["args"])
+    async with envoy([*arguments], places.gateway, places.log):
+        listener = (ROOT / "envoy/listener.yaml").read_text()
+        script = (ROOT / "envoy/gateway.lua").read_text()
+        changed = {
+            "listener.yaml": moved(listener, {'"ok"': '"changed"'}),
+            "gateway.lua": script + MARKING,
+        }
+        places.mount(**changed)
+
+        async def marked() -> bool:
+            answer = await http1(places.gateway, HEALTHZ)
+            return answer.header("x-script") == "changed"
+
+        await until(marked, WITHIN_S)
+
+
+MARKING = """
+local before = envoy_on_response
+function envoy_on_response(handle)
+  before(handle)
+  handle:headers():replace("x-script", "changed")
+end
+"""
+
+
 async def test_the_network_sees_two_paths_of_the_admin_interface(
     containers: dict[str, Manifest], places: Places
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,7 @@ from redis.asyncio import Redis
 
 from authz.adapters import redis_cache
 from authz.adapters.redis_cache import RedisKeyCache
-from authz.adapters.redis_client import redis_client
+from authz.adapters.redis_client import in_time, redis_client
 from authz.errors import CacheUnavailable, ConfigError
 from authz.local.process import running, wait_until_ready
 from authz.local.redis import redis_binary
@@ -152,3 +154,20 @@ async def test_a_url_that_is_none_names_its_variable(url: str) -> None:
     with pytest.raises(ConfigError, match=r"^AUTHZ_REDIS_URL"):
         async with redis_client(url):
             pass
+
+
+async def test_an_answer_that_has_come_is_no_timeout_of_a_busy_process() -> None:
+    ours, theirs = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=ours)
+    async with in_time(0.01):
+        theirs.send(b"+PONG\r\n")
+        time.sleep(0.1)  # noqa: ASYNC251 - other work that holds up everything
+        assert await reader.readline() == b"+PONG\r\n"
+    writer.close()
+    theirs.close()
+
+
+async def test_an_answer_that_does_not_come_is_waited_for_in_bounds() -> None:
+    with pytest.raises(TimeoutError):
+        async with in_time(0.01), asyncio.timeout(FAR_OFF_S):
+            await asyncio.Event().wait()

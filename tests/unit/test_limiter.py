@@ -80,9 +80,9 @@ class House:
     def __post_init__(self) -> None:
         self.shared = SharedLimits(self.clock)
 
-    def replica(self) -> Limiter:
+    def replica(self, *, alone: bool = True) -> Limiter:
         metrics = Metrics(CollectorRegistry())
-        return Limiter(self.shared, self.usage, self.clock, metrics)
+        return Limiter(self.shared, self.usage, self.clock, metrics, alone=alone)
 
 
 def reason(verdict: Allow | Deny) -> Reason | None:
@@ -102,6 +102,40 @@ async def test_a_replica_settles_what_another_one_reserved() -> None:
     await one.admit(allow("concurrency=1"), "a", 0)
     await other.settle("k", "a", 0)
     assert reason(await one.admit(allow("concurrency=1"), "b", 0)) is None
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "one of workers"])
+async def test_a_moment_without_redis_does_not_begin_a_limit_anew(
+    alone: bool,
+) -> None:
+    house = House()
+    limiter = house.replica(alone=alone)
+    assert reason(await limiter.admit(allow("rpm=1"), "a", 0)) is None
+    house.shared.broken = True
+    refused = await limiter.admit(allow("rpm=1"), "b", 0)
+    assert reason(refused) is Reason.LIMIT_REQUESTS
+
+
+async def test_a_moment_without_redis_does_not_free_slots_and_tokens() -> None:
+    house = House()
+    limiter = house.replica()
+    await limiter.admit(allow("concurrency=1"), "a", 0)
+    await limiter.admit(allow("tpm=10", "other"), "b", 10)
+    house.shared.broken = True
+    refused = await limiter.admit(allow("concurrency=1"), "c", 0)
+    assert reason(refused) is Reason.LIMIT_CONCURRENCY
+    refused = await limiter.admit(allow("tpm=10", "other"), "d", 1)
+    assert reason(refused) is Reason.LIMIT_TOKENS
+
+
+async def test_one_of_workers_counts_no_slots_by_itself() -> None:
+    """Envoy tells another worker of the end, so that they would not come back."""
+    house = House()
+    limiter = house.replica(alone=False)
+    house.shared.broken = True
+    for request_id in "ab":
+        verdict = await limiter.admit(allow("concurrency=1"), request_id, 0)
+        assert reason(verdict) is None
 
 
 async def test_without_redis_a_replica_keeps_the_limits_by_itself() -> None:

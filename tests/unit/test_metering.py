@@ -58,6 +58,17 @@ CASES: list[tuple[dict[str, Any], Used]] = [
     ({"chunks": 7} | LEFT, about(ABORTED, ASKED, 7, ASKED + 7)),
     ({"chunks": 7} | CUT, about(FAILED, ASKED, 7, ASKED + 7)),
     ({"chunks": 7, "failed": True}, about(FAILED, ASKED, 7, ASKED + 7)),
+    # what came in one piece, as the call of a tool does: four bytes a token, too
+    ({"chunks": 7, "response_bytes": 2100}, about(OK, ASKED, 7, ASKED + 7)),
+    (
+        {"chunks": 1, "response_bytes": 100_300},
+        about(OK, ASKED, 25_001, ASKED + 25_001),
+    ),
+    # no answer in time: nobody knows how long the model worked
+    (
+        {"status": 504, "ended": False, "response_bytes": 130},
+        about(FAILED, ASKED, 0, None),
+    ),
     ({"chunks": 7, "ended": False}, about(FAILED, ASKED, 7, ASKED + 7)),
     ({}, about(OK, ASKED, 0, ASKED)),
     # or what the check took the input for
