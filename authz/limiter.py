@@ -59,7 +59,7 @@ class MemoryLimits:
         begin = demand.period.begin
         if limits.budget and recorded is not None:
             counters.spend(recorded.since, recorded.tokens)
-        if limits.budget and not counters.knows_budget(begin):
+        if limits.budget and not counters.enter(demand.period):
             return begin
         return counters.reserve(limits, demand, self._seconds())
 

@@ -56,18 +56,17 @@ local function free_at(window, limit)
   return last + WINDOW_S + 1
 end
 
--- Returns whether it is known what was spent since `begin`. What is told in `recorded`
--- may be less than that, never more.
-local function knows_budget(spent, begin, recorded)
-  local before = false
+-- Enters the period of a budget; returns false if it must be told what was spent in it.
+-- What follows on a period that is known begins with nothing spent. What is told in
+-- `recorded` may be less than was spent, never more.
+local function enter(spent, previous, begin, recorded)
+  if not (spent[begin] or spent[previous] or recorded) then
+    return false
+  end
   for of in pairs(spent) do
     if of < begin then
-      before = true
       redis.call('HDEL', counters, ('b:%d'):format(of))
     end
-  end
-  if not (spent[begin] or before or recorded) then
-    return false
   end
   local known = math.max(spent[begin] or 0, recorded or 0)
   if known ~= spent[begin] then
@@ -92,17 +91,18 @@ end
 local function reserve()
   local id, tokens = ARGV[2], tonumber(ARGV[3])
   local rpm, tpm, concurrency = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-  local budget, begin, ends = tonumber(ARGV[7]), tonumber(ARGV[9]), tonumber(ARGV[10])
+  local budget, previous = tonumber(ARGV[7]), tonumber(ARGV[8])
+  local begin, ends = tonumber(ARGV[9]), tonumber(ARGV[10])
   local windows, spent = read()
   local kept_s = WINDOW_S * 2
   if budget then
     if second < begin then -- by the clock of whoever asks it is already
-      begin, ends = tonumber(ARGV[8]), begin
+      previous, begin, ends = nil, previous, begin
     elseif second >= ends then -- or not yet
-      begin, ends = ends, tonumber(ARGV[11])
+      previous, begin, ends = begin, ends, tonumber(ARGV[11])
     end
     local recorded = tonumber(ARGV[12]) == begin and tonumber(ARGV[13]) or nil
-    if not knows_budget(spent, begin, recorded) then
+    if not enter(spent, previous, begin, recorded) then
       return { 'unknown', begin, -1, -1, -1, -1 }
     end
     kept_s = ends - second + KEPT_S
@@ -196,7 +196,7 @@ end
 local function spend()
   local _, spent = read()
   if spent[tonumber(ARGV[2])] then
-    knows_budget(spent, tonumber(ARGV[2]), tonumber(ARGV[3]))
+    enter(spent, nil, tonumber(ARGV[2]), tonumber(ARGV[3]))
   end
   return 1
 end

@@ -219,18 +219,21 @@ class Counters:
         self._running: dict[str, float] = {}
         self._reserved: dict[str, Reservation] = {}
 
-    def knows_budget(self, period: int) -> bool:
-        """Tell whether it is known what was spent; of a new period that is nothing."""
-        if self._spent and period > max(self._spent):
-            self._spent = {period: 0}
-        return period in self._spent
+    def enter(self, period: Period) -> bool:
+        """Enter a budget's period; False if it must be told what was spent in it.
+
+        What follows on a period that is known begins with nothing spent.
+        """
+        if period.begin not in self._spent and period.previous in self._spent:
+            self._spent = {period.begin: 0}
+        return period.begin in self._spent
 
     def spend(self, period: int, tokens: int) -> None:
         """Take in what was recorded of a budget; more may have been used since."""
         self._spent = {period: max(tokens, self._spent.get(period, 0))}
 
     def reserve(self, limits: Limits, demand: Demand, now: float) -> Outcome:
-        """Admit or refuse a request; `knows_budget` must be true of its period."""
+        """Admit or refuse a request; its period must be one that was entered."""
         self._end_leases(now)
         refused, free_at = self._first_beyond(limits, demand, now)
         if refused is None:

@@ -335,7 +335,7 @@ class World:
     def _ask_shared(
         self, replica: Replica, limits: Limits, demand: Demand
     ) -> Outcome | None:
-        if limits.budget and not self.shared.knows_budget(self.today):
+        if limits.budget and not self.shared.enter(demand.period):
             if not replica.is_wired:
                 return None
             self.shared.spend(self.today, replica.records.since(self.today))

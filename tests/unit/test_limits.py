@@ -175,12 +175,19 @@ def test_one_request_id_holds_no_two_slots() -> None:
 
 def test_a_budget_must_be_told_before_it_is_used() -> None:
     counters = Counters()
-    assert not counters.knows_budget(TODAY.begin)
+    tomorrow = Period(TODAY.begin, TODAY.end, TODAY.next_end, TODAY.next_end + DAY)
+    assert not counters.enter(TODAY)
     counters.spend(TODAY.begin, 7)
-    assert counters.knows_budget(TODAY.begin)
-    assert counters.knows_budget(TODAY.end), "of a new day nothing is spent"
-    counters.spend(TODAY.end, 7)
-    assert not counters.knows_budget(TODAY.begin), "the day before is forgotten"
+    assert counters.enter(TODAY)
+    assert counters.enter(tomorrow), "of a new day nothing is spent"
+    assert not counters.enter(TODAY), "the day before is forgotten"
+
+
+def test_what_does_not_follow_on_a_known_period_must_be_told() -> None:
+    """As when a budget of a month becomes one of a day."""
+    counters = Counters()
+    counters.spend(TODAY.begin - 20 * DAY, 7)
+    assert not counters.enter(TODAY)
 
 
 _STEPS = st.lists(
