@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from authz.adapters import redis_limits
 from authz.adapters.redis_limits import RedisLimits
 from authz.core.limits import Budget, Demand, Limit, Limits, Outcome, Period, Recorded
-from authz.limiter import MemoryLimits
+from authz.memory_limits import MemoryLimits
 from tests.fakes import FakeClock
 from tests.redis_time import RedisTime
 

@@ -15,7 +15,8 @@ from authz.core.limits import Limits, parse_limits
 from authz.core.model import Allow, Deny, Key, Reason
 from authz.core.parameters import Parameters
 from authz.errors import CacheUnavailable, StoreUnavailable
-from authz.limiter import Limiter, MemoryLimits
+from authz.limiter import Limiter
+from authz.memory_limits import MemoryLimits
 from authz.metrics import Metrics
 from tests.fakes import FakeClock, MemoryUsage
 
