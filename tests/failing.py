@@ -203,7 +203,7 @@ async def replica(site: Site, logs: Path, **settings: str) -> AsyncIterator[Repl
         line_to(site.postgres.url) as (to_postgres, database_url),
         line_to_redis(site.redis.url) as (to_redis, redis_url),
         own_gateway(
-            Stores(of_two_hosts(database_url), redis_url, settings), logs
+            Stores(of_two_hosts(database_url), redis_url, settings), logs, unbounded
         ) as gateway,
         AsyncExitStack() as run,
     ):
@@ -212,6 +212,14 @@ async def replica(site: Site, logs: Path, **settings: str) -> AsyncIterator[Repl
         yield Replica(gateway, to_postgres, to_redis, run)
         site.postgres.lines.remove(to_postgres)
         site.redis.lines.remove(to_redis)
+
+
+def unbounded(directory: Path) -> None:
+    """Let one address ask as often as it likes, as clients of one test do."""
+    file = directory / "listener.yaml"
+    text, bound = file.read_text(), "address.enforced, default_value: {numerator: 100}"
+    assert bound in text
+    file.write_text(text.replace(bound, bound.replace("100", "0")))
 
 
 def of_two_hosts(url: str) -> str:
