@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlencode, urlsplit
 from uuid import uuid4
 
+import yaml
+
 from authz.adapters import postgres_schema
 from authz.adapters.postgres import connected
 from authz.adapters.postgres_key_writer import PostgresKeyWriter
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     Running = AbstractAsyncContextManager[str | None]
 
 POLL_S = 0.02
+_BOUND = "envoy.filters.http.local_ratelimit"
 
 
 @dataclass
@@ -217,9 +220,11 @@ async def replica(site: Site, logs: Path, **settings: str) -> AsyncIterator[Repl
 def unbounded(directory: Path) -> None:
     """Let one address ask as often as it likes, as clients of one test do."""
     file = directory / "listener.yaml"
-    text, bound = file.read_text(), "address.enforced, default_value: {numerator: 100}"
-    assert bound in text
-    file.write_text(text.replace(bound, bound.replace("100", "0")))
+    config = yaml.safe_load(file.read_text())
+    manager = config["resources"][0]["filter_chains"][0]["filters"][-1]["typed_config"]
+    (bound,) = (f for f in manager["http_filters"] if f["name"] == _BOUND)
+    bound["typed_config"]["filter_enforced"]["default_value"]["numerator"] = 0
+    file.write_text(yaml.safe_dump(config))
 
 
 def of_two_hosts(url: str) -> str:
