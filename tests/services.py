@@ -34,7 +34,7 @@ class Databases:
     async def fresh(self, *, migrated: bool = True) -> AsyncIterator[str]:
         """Yield the URL of a new database; it is dropped after the block."""
         template = self.template if migrated else "template1"
-        async with _database(self.url, template) as url:
+        async with _database(self.url, self.superuser, template) as url:
             yield url
 
     @asynccontextmanager
@@ -61,11 +61,12 @@ class Databases:
 @asynccontextmanager
 async def databases(directory: Path) -> AsyncIterator[Databases]:
     """Start or find PostgreSQL and prepare the template."""
-    async with _postgres(directory) as url, _database(url) as template_url:
-        async with connected(template_url) as connection:
-            await postgres_schema.migrate(connection)
-        template = urlsplit(template_url).path[1:]
-        yield Databases(url, template, _superuser(url, directory))
+    async with _postgres(directory) as url:
+        superuser = _superuser(url, directory)
+        async with _database(url, superuser, "template1") as template_url:
+            async with connected(template_url) as connection:
+                await postgres_schema.migrate(connection)
+            yield Databases(url, urlsplit(template_url).path[1:], superuser)
 
 
 def _superuser(url: str, directory: Path) -> str:
@@ -120,14 +121,13 @@ def _docker_answers() -> bool:
 
 
 @asynccontextmanager
-async def _database(server: str, template: str = "template1") -> AsyncIterator[str]:
+async def _database(server: str, superuser: str, template: str) -> AsyncIterator[str]:
     name = f"test_{uuid4().hex}"
-    connection = await asyncpg.connect(server)
-    try:
+    async with connected(server) as connection:
         await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        try:
-            yield urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
-        finally:
-            await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    try:
+        yield urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
     finally:
-        await connection.close()
+        # An autovacuum worker that is in it may be ended by a superuser alone.
+        async with connected(superuser) as connection:
+            await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")

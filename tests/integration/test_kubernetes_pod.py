@@ -437,7 +437,7 @@ async def test_production_gives_no_password_to_a_postgres_without_tls(
 
     async with await asyncio.start_server(refuse_tls, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        told["AUTHZ_DATABASE_URL"] = f"postgresql://a:password@127.0.0.1:{port}/a"
+        told["AUTHZ_DATABASE_URL"] = f"postgresql://a:hunter2@127.0.0.1:{port}/a"
         ended = await authz("migrate", cwd=tmp_path, env=told)
     assert ended.status != 0
     assert set(got_all) == {SSL_REQUEST, b""}
