@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
@@ -21,32 +21,33 @@ from authz.metrics import Metrics
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterator
     from pathlib import Path
 
     from authz.config import Settings
 
 _GRACE_S = 8.0  # calls, usage and last uses have two each
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _WRONG_SETTINGS = 2  # what the command line ends with, and says why
 
 
 async def serve(settings: Settings) -> None:
     """Run `authz serve` until SIGTERM or SIGINT. Raises ConfigError, SchemaError."""
-    stop = stop_on_signals()
-    if settings.workers == 1:
-        registry = new_registry()
-        with probes(*_where(settings, registry)):
-            await run_worker(settings, 0, Metrics(registry), stop)
-    else:
-        await _supervise(settings, stop)
+    with stop_on_signals() as stop:
+        if settings.workers == 1:
+            registry = new_registry()
+            with probes(*_where(settings, registry)):
+                await run_worker(settings, 0, Metrics(registry), stop)
+        else:
+            await _supervise(settings, stop)
 
 
 async def serve_as_child(settings: Settings, worker: int) -> None:
     """Run one of several workers; it ends with its supervisor, however that ends."""
-    stop = stop_on_signals()
-    # The supervisor never writes: readable means that it has closed the pipe.
-    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), stop.set)
-    await run_worker(settings, worker, Metrics(CollectorRegistry()), stop)
+    with stop_on_signals() as stop:
+        # The supervisor never writes: readable means that it has closed the pipe.
+        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), stop.set)
+        await run_worker(settings, worker, Metrics(CollectorRegistry()), stop)
 
 
 async def _supervise(settings: Settings, stop: asyncio.Event) -> None:
@@ -104,9 +105,27 @@ async def _end(children: list[Process]) -> None:
             await child.wait()
 
 
-def stop_on_signals() -> asyncio.Event:
-    """Return an event that SIGTERM or SIGINT sets."""
+@contextmanager
+def stop_on_signals() -> Iterator[asyncio.Event]:
+    """Yield an event that SIGTERM or SIGINT sets; after the block they do nothing.
+
+    A process that is ending by itself must not be cut short by being told to: it
+    would lose its own last line and exit status.
+    """
+    loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
+    for number in _STOP_SIGNALS:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield stop
+    finally:
+        # Blocked meanwhile: a removed handler is the default one, which kills.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        for number in _STOP_SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, _do_nothing)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+
+
+def _do_nothing(_number: int, _frame: object) -> None:
+    """Unlike SIG_IGN, a handler is not inherited by what this process starts."""

@@ -61,7 +61,6 @@ async def up(
     data_dir: Path, listen: Address, upstream: Address | None, workers: int
 ) -> None:
     """Start PostgreSQL, Redis, the service and Envoy; stop all with Ctrl-C."""
-    stop = stop_on_signals()
     session = _session_module()
     settings = load_settings()
     metrics_set = "metrics_listen" in settings.model_fields_set
@@ -74,7 +73,8 @@ async def up(
         database_url=settings.database_url.get_secret_value(),
         redis_url=settings.redis_url.get_secret_value(),
     )
-    await session.run(plan, click.echo, stop)
+    with stop_on_signals() as stop:
+        await session.run(plan, click.echo, stop)
 
 
 def _session_module() -> ModuleType:
