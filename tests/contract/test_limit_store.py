@@ -218,29 +218,32 @@ async def _take(
     return None
 
 
+async def about_midnight(redis: Redis, wrong_s: float) -> Stage:
+    """Return a stage on which a clock so wrong shows another day than Redis does."""
+    clock = FakeClock()
+    clock.forward(DAY - wrong_s + (1 if wrong_s > 0 else -1))
+    return await in_redis(clock, redis)
+
+
 @pytest.mark.parametrize("wrong_s", [-5, 5])
 async def test_the_day_is_that_of_redis_whatever_a_replica_believes(
     redis: Redis, wrong_s: float
 ) -> None:
     """A replica whose clock is wrong gets no day's budget early, nor pays for two."""
-    clock = FakeClock()
-    clock.forward(DAY - wrong_s + (1 if wrong_s > 0 else -1))
-    stage = await in_redis(clock, redis)
+    stage = await about_midnight(redis, wrong_s)
     limits = Limits(budget=Budget(5, "day"))
     await stage.ask(limits, "a", 5)
     midnight = stage.demand("", 0).period.end
     other = await stage.ask(limits, "b", 5, wrong_s)
     assert other.refused is Limit.BUDGET
-    assert other.retry_after_s == midnight - clock().timestamp()
+    assert other.retry_after_s == midnight - stage.clock().timestamp()
 
 
 @pytest.mark.parametrize("wrong_s", [-5, 5])
 async def test_a_budget_is_not_begun_with_what_belongs_to_another_day(
     redis: Redis, wrong_s: float
 ) -> None:
-    clock = FakeClock()
-    clock.forward(DAY - wrong_s + (1 if wrong_s > 0 else -1))
-    stage = await in_redis(clock, redis)
+    stage = await about_midnight(redis, wrong_s)
     limits = Limits(budget=Budget(5, "day"))
     demand = stage.demand("a", 5, wrong_s)
     today = stage.demand("", 0).period.begin

@@ -22,7 +22,6 @@ from redis.asyncio import Redis
 from authz import limiter
 from authz.adapters import redis_limits
 from authz.adapters.redis_limits import RedisLimits
-from authz.core.allowlist import Allowlist
 from authz.core.limits import (
     LEASE_S,
     WINDOW_S,
@@ -34,14 +33,14 @@ from authz.core.limits import (
     Outcome,
     Period,
 )
-from authz.core.model import Allow, Deny, Key
-from authz.core.parameters import Parameters
+from authz.core.model import Allow, Deny
 from authz.errors import CacheUnavailable
 from authz.limiter import Limiter
 from authz.local.redis import embedded_redis
 from authz.metrics import Metrics
 from tests.fakes import FakeClock
 from tests.redis_time import RedisTime
+from tests.verdicts import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -291,20 +290,7 @@ class World:
 
     def _new_request(self, limits: Limits) -> tuple[str, Allow]:
         self.asked += 1
-        key = Key(
-            digest=bytes(32),
-            id=KEY,
-            name="n",
-            owner="o",
-            models=Allowlist(("*",)),
-            scopes=frozenset(),
-            parameters=Parameters(),
-            expires_at=None,
-            disabled=False,
-            revoked=False,
-            version=1,
-            limits=limits,
-        )
+        key = replace(ROOT, id=KEY, limits=limits)
         return f"r{self.asked}", Allow(key, "/api/chat", "m")
 
     def _demand(self, request_id: str, tokens: int) -> Demand:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from authz.local.envoy import Address
     from authz.local.process import Child
+    from tests.proxy import Line
 
 BUSY_S = 20.0
 # One pause between two writes, and one write.
@@ -139,16 +140,21 @@ async def test_a_request_counts_once_however_often_it_is_told_of(
     assert await requests(database_url) == len(ids)
 
 
+async def write_unconfirmed(log: PostgresUsageLog, line: Line) -> None:
+    """Write one entry over a line that breaks before its COMMIT is confirmed."""
+    note(log, owner="the last that arrives")
+    line.last = b"the last that arrives"
+    with pytest.raises(StoreUnavailable):
+        await log.write()
+    line.mend()
+
+
 async def test_a_batch_whose_end_nobody_confirmed_counts_once(
     database_url: str,
 ) -> None:
     async with line_to(database_url) as (line, url):
         log = new_log(url)
-        note(log, owner="the last that arrives")
-        line.last = b"the last that arrives"
-        with pytest.raises(StoreUnavailable):
-            await log.write()
-        line.mend()
+        await write_unconfirmed(log, line)
         note(log)
         await log.write()
     assert await requests(database_url) == 2
@@ -174,11 +180,7 @@ async def test_what_may_be_counted_already_is_not_counted_again_when_ids_are_gon
     clock, registry = FakeClock(), CollectorRegistry()
     async with line_to(database_url) as (line, url):
         log = PostgresUsageLog(url, clock, Metrics(registry))
-        note(log, owner="the last that arrives")
-        line.last = b"the last that arrives"
-        with pytest.raises(StoreUnavailable):
-            await log.write()
-        line.mend()
+        await write_unconfirmed(log, line)
         await until_recorded(database_url, 1)
         async with connected(database_url) as connection:
             await connection.execute("DELETE FROM usage_requests")

@@ -10,30 +10,16 @@ import pytest
 from envoy_data_plane.envoy.service.auth import v3 as envoy
 from google.protobuf.json_format import MessageToDict
 
-from authz.core.allowlist import Allowlist
 from authz.core.limits import Limit, Outcome, Quota, parse_limits
-from authz.core.model import Allow, Deny, Key, Reason
-from authz.core.parameters import Parameters
+from authz.core.model import Allow, Deny, Reason
 from authz.edge.translate import response_of
 from authz.pb import external_auth_pb2 as pb
 from tests.fakes import FakeClock, own_limiter
+from tests.verdicts import ROOT
 
 if TYPE_CHECKING:
     from authz.limiter import Limiter
 
-KEY = Key(
-    digest=bytes(32),
-    id="k",
-    name="n",
-    owner="o",
-    models=Allowlist(("*",)),
-    scopes=frozenset(),
-    parameters=Parameters(),
-    expires_at=None,
-    disabled=False,
-    revoked=False,
-    version=1,
-)
 # When a second begins, when it ends, and between.
 FRACTIONS = [0, 1, 400_000, 999_999]
 
@@ -42,7 +28,7 @@ async def ask(
     limiter: Limiter, limits: str, request_id: str, tokens: int
 ) -> tuple[bool, dict[str, str]]:
     """Return whether a request passes, and the headers that tell of its limits."""
-    allow = Allow(replace(KEY, limits=parse_limits(limits)), "/api/chat", "m")
+    allow = Allow(replace(ROOT, limits=parse_limits(limits)), "/api/chat", "m")
     verdict = await limiter.admit(allow, request_id, tokens)
     message = response_of(verdict)
     if isinstance(verdict, Deny):

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from authz import limiter
-from authz.core.allowlist import Allowlist
 from authz.core.limits import Limits, parse_limits
-from authz.core.model import Allow, Deny, Key, Reason
-from authz.core.parameters import Parameters
+from authz.core.model import Allow, Deny, Reason
 from authz.errors import CacheUnavailable, StoreUnavailable
 from authz.limiter import Limiter
 from authz.memory_limits import MemoryLimits
 from authz.metrics import Metrics
 from tests.fakes import FakeClock, MemoryUsage
+from tests.verdicts import ROOT
 
 if TYPE_CHECKING:
     from authz.core.limits import Demand, Outcome, Recorded
@@ -27,20 +26,7 @@ BUSY_S = 10.0
 
 
 def allow(limits: str, key_id: str = "k") -> Allow:
-    key = Key(
-        digest=bytes(32),
-        id=key_id,
-        name="n",
-        owner="o",
-        models=Allowlist(("*",)),
-        scopes=frozenset(),
-        parameters=Parameters(),
-        expires_at=None,
-        disabled=False,
-        revoked=False,
-        version=1,
-        limits=parse_limits(limits),
-    )
+    key = replace(ROOT, id=key_id, limits=parse_limits(limits))
     return Allow(key, "/api/chat", "m")
 
 

@@ -17,26 +17,13 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from authz.core.allowlist import Allowlist
-from authz.core.model import CODES, Allow, Code, Deny, Key, Reason, Scope
-from authz.core.parameters import Parameters
+from authz.core.model import CODES, Allow, Code, Deny, Reason
 from authz.edge.translate import request_of, response_of
 from authz.pb import external_auth_pb2 as pb
+from tests import verdicts
 
 ROOT = Path(__file__).parents[2]
-KEY = Key(
-    digest=bytes(32),
-    id="key-id",
-    name="n",
-    owner="someone",
-    models=Allowlist(("*",)),
-    scopes=frozenset(Scope),
-    parameters=Parameters(),
-    expires_at=None,
-    disabled=False,
-    revoked=False,
-    version=1,
-)
+KEY = replace(verdicts.ROOT, id="key-id", owner="someone")
 
 
 def test_the_generated_code_is_that_of_the_protos(tmp_path: Path) -> None:

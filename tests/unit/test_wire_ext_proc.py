@@ -12,12 +12,12 @@ from envoy_data_plane.envoy.service.ext_proc import v3 as envoy
 from google.protobuf.json_format import MessageToDict
 
 from authz.core.allowlist import Allowlist
-from authz.core.model import Allow, Key, Scope
-from authz.core.parameters import Parameters
+from authz.core.model import Allow, Key
 from authz.edge.model_list import ModelLists
 from authz.edge.translate import response_of
 from authz.pb import external_auth_pb2
 from authz.pb import external_processor_pb2 as pb
+from tests.verdicts import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,19 +27,8 @@ FROM_UPSTREAM = {"x-envoy-upstream-service-time": "1", "content-length": "62"}
 
 
 def key(*patterns: str) -> Key:
-    return Key(
-        digest=bytes(32),
-        id="key-id",
-        name="n",
-        owner="someone",
-        models=Allowlist(patterns),
-        scopes=frozenset(Scope),
-        parameters=Parameters(),
-        expires_at=None,
-        disabled=False,
-        revoked=False,
-        version=1,
-    )
+    models = Allowlist(patterns)
+    return replace(ROOT, id="key-id", owner="someone", models=models)
 
 
 LIMITED = key("registry.ollama.ai/library/a:latest")
