@@ -141,9 +141,15 @@ class Replica:
 
     async def lookups(self, source: str) -> float:
         """Return how many look-ups were answered from there, or failed there."""
+        return await self._sample(f'authz_lookups_total{{source="{source}"}}')
+
+    async def heard(self) -> float:
+        """Return how many changes of keys it has been notified of."""
+        return await self._sample("authz_invalidation_lag_seconds_count")
+
+    async def _sample(self, name: str) -> float:
         page = (await self._get("/metrics")).body.decode()
-        counter = re.escape(f'authz_lookups_total{{source="{source}"}} ')
-        found = re.search(rf"^{counter}(\S+)$", page, re.MULTILINE)
+        found = re.search(rf"^{re.escape(name)} (\S+)$", page, re.MULTILINE)
         return float(found[1]) if found else 0.0
 
     async def start_authz(self) -> None:

@@ -124,7 +124,14 @@ async def test_a_request_that_is_being_decided_gets_its_verdict_after_sigterm(
     site: Site, one: Replica
 ) -> None:
     """PostgreSQL hangs, so the verdict on a key seen before takes half a second."""
+    heard = await one.heard()
     key = await site.new_key()
+
+    async def knows_of_the_key() -> bool:
+        return await one.heard() > heard
+
+    # Being told of it later would make it forget what it has seen.
+    await until(knows_of_the_key, BUSY_S)
     assert await one.status(key) == 200
     one.to_redis.hang()
     one.to_postgres.hang()
@@ -134,12 +141,14 @@ async def test_a_request_that_is_being_decided_gets_its_verdict_after_sigterm(
     async def is_being_decided() -> bool:
         return await one.lookups("redis_error") > before
 
-    await until(is_being_decided, BUSY_S)
-    ending = asyncio.create_task(one.end_authz(signal.SIGTERM))
-    answer, _ = await asking
-    assert answer.status == 200
-    one.to_redis.mend()
-    one.to_postgres.mend()
+    try:
+        await until(is_being_decided, BUSY_S)
+        ending = asyncio.create_task(one.end_authz(signal.SIGTERM))
+        answer, _ = await asking
+        assert answer.status == 200
+    finally:
+        one.to_redis.mend()
+        one.to_postgres.mend()
     assert await ending == 0
     await one.start_authz()
 

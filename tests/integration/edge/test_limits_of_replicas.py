@@ -17,7 +17,7 @@ from authz.adapters.postgres import connected
 from authz.core.limits import LEASE_S
 from authz.local.redis import embedded_redis
 from authz.local.stack import got, running_authz
-from tests.failing import until
+from tests.failing import unbounded, until
 from tests.gateway import Gateway, Stores, own_gateway
 from tests.raw import http1
 from tests.upstream import Act, RawUpstream, stream
@@ -117,13 +117,14 @@ def of(key_id: str, what: str = "") -> str:
 
 
 def more_often(directory: Path) -> None:
-    """Have Envoy tell of what goes on without anybody waiting for it."""
+    """Have Envoy tell soon of what goes on, and take as much as one address asks."""
     file = directory / "listener.yaml"
     text, found = re.subn(
         "flush_interval: 20s", "flush_interval: 0.2s", file.read_text()
     )
     assert found == 1
     file.write_text(text)
+    unbounded(directory)
 
 
 @pytest.fixture(scope="module")
