@@ -1,12 +1,16 @@
 """listener.yaml as benchmarks need it: parts left out, to see what these cost.
 
-Nothing is added; what stays is what production runs. All load comes from one address,
-so its rate is set too high to be reached, or the senders are believed to be gateways.
+Nothing is added but Envoy's own list of keys; what stays is what production runs. All
+load comes from one address, so its rate is set too high to be reached, or the senders
+are believed to be gateways.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _MANAGER = "envoy.filters.network.http_connection_manager"
 # gateway.lua, and the guard that lets nothing pass without it.
@@ -55,6 +59,39 @@ def key_check_alone(listener: dict[str, Any]) -> None:
         "route_config": {"virtual_hosts": [_HOST]},
     }
     listener["filter_chains"] = [{"filters": [manager]}]
+
+
+def router_alone(listener: dict[str, Any], *before: dict[str, Any]) -> None:
+    """Leave out all but the router and one plain route: a proxy that asks nobody."""
+    key_check_alone(listener)
+    manager = _manager(listener)["typed_config"]
+    manager["http_filters"] = [*before, manager["http_filters"][-1]]
+
+
+def native_keys(key: str) -> Callable[[dict[str, Any]], None]:
+    """Return a change to the router alone, behind Envoy's own list of keys."""
+    keys = {
+        "name": "envoy.filters.http.api_key_auth",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http"
+            ".api_key_auth.v3.ApiKeyAuth",
+            "credentials": [{"key": key, "client": "benchmark"}],
+            "key_sources": [{"header": "authorization"}],
+        },
+    }
+    return lambda listener: router_alone(listener, keys)
+
+
+def at(host: str, port: int) -> Callable[[dict[str, Any]], None]:
+    """Return a change of a cluster: it stands at an address."""
+    address = {"socket_address": {"address": host, "port_value": port}}
+    endpoints = {"lb_endpoints": [{"endpoint": {"address": address}}]}
+
+    def move(cluster: dict[str, Any]) -> None:
+        cluster["type"] = "STRICT_DNS"
+        cluster["load_assignment"]["endpoints"] = [endpoints]
+
+    return move
 
 
 def _manager(listener: dict[str, Any]) -> dict[str, Any]:

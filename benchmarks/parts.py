@@ -6,6 +6,7 @@ What is measured against what is for subjects.py to say.
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,9 +19,9 @@ import yaml
 from authz.adapters import postgres_schema
 from authz.adapters.postgres import connected
 from authz.adapters.postgres_key_writer import PostgresKeyWriter
+from authz.core.limits import parse_limits
 from authz.core.model import Scope
 from authz.issuing import issue
-from authz.local.data_dir import write_private
 from authz.local.envoy import Places, envoy_binary, write_config
 from authz.local.postgres import embedded_postgres
 from authz.local.process import private_directory, running, wait_until_ready
@@ -33,9 +34,10 @@ from authz.local.stack import (
     running_authz,
     running_envoy,
 )
+from benchmarks.listeners import at
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from authz.local.envoy import Address
@@ -47,8 +49,9 @@ if TYPE_CHECKING:
 _UPSTREAM_CONFIG = Path(__file__).with_name("upstream.yaml")
 _SOCKET = "authz-0.sock"
 _START_S = 20.0
+_SLOW_START_S = 120.0
 # With a star, because a literal name is found by a single look into a set.
-_MODELS = ("registry.ollama.ai/library/llama3.*:*",)
+MODELS = ("registry.ollama.ai/library/llama3.*:*",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,16 @@ class Proxy:
         async with got(self.run / "admin.sock", f"/stats?filter={name}") as response:
             lines = (await response.text()).splitlines()
         return sum(int(line.rpartition(" ")[2]) for line in lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """A running PostgreSQL with our schema, and a Redis where one can be had."""
+
+    database_url: str
+    redis_url: str | None
+    cache_secret: str
+    pids: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +102,7 @@ async def starting() -> AsyncIterator[Parts]:
 class Parts:
     """What can be started. Every method may raise ConfigError or ChildDied.
 
-    ``workplace`` is private; `gateway` puts the file ``key`` there.
+    ``workplace`` is private.
     """
 
     stack: AsyncExitStack
@@ -100,11 +113,17 @@ class Parts:
         """The socket of the server that stands behind every Envoy."""
         return self.workplace / "upstream.sock"
 
-    async def constant_upstream(self) -> None:
-        """Run the server of upstream.yaml."""
+    async def constant_upstream(self) -> int:
+        """Run the server of upstream.yaml, on a port too, which is returned."""
+        config = yaml.safe_load(_UPSTREAM_CONFIG.read_text())
+        port = free_port()
+        listener = config["static_resources"]["listeners"][1]
+        listener["address"]["socket_address"]["port_value"] = port
+        path = self.workplace / _UPSTREAM_CONFIG.name
+        path.write_text(yaml.safe_dump(config))
         command = (
             str(envoy_binary()),
-            *("--config-path", str(_UPSTREAM_CONFIG)),
+            *("--config-path", str(path)),
             *("--concurrency", "1"),
             "--disable-hot-restart",
             *("--log-level", "warning"),
@@ -114,25 +133,35 @@ class Parts:
             running("upstream", command, log=log, cwd=self.workplace)
         )
         await wait_until_ready(child, lambda: answers(self.upstream, "/"), _START_S)
+        return port
 
-    async def floor(self) -> Path:
-        """Run the service that allows everything; return its socket."""
-        run = self._folder("floor-service")
+    async def floor(self) -> tuple[Path, int]:
+        """Run the service that allows everything; return its socket and process."""
+        run = self.folder("floor-service")
         socket = run / _SOCKET
         command = (sys.executable, "-m", "benchmarks.floor", str(socket))
         child = await self._child(running("floor", command, log=run / "authz.log"))
         await wait_until_ready(child, lambda: _accepts(socket), _START_S)
-        return socket
+        return socket, child.process.pid
 
-    async def gateway(self) -> Path:
-        """Run `authz serve` with its stores and one key; return its socket."""
-        service = await self.service()
-        write_private(self.workplace / "key", await _new_key(service.database_url))
-        return service.socket
+    async def web_server(
+        self, name: str, port: int, command: Sequence[str], env: Mapping[str, str]
+    ) -> int:
+        """Run a server of HTTP; return its process."""
+        log = self.workplace / f"{name}.log"
+        child = await self._child(
+            running(name, command, log=log, env=env, cwd=self.workplace)
+        )
+        await wait_until_ready(child, lambda: _accepts(port), _SLOW_START_S)
+        return child.process.pid
 
     async def service(self) -> Service:
         """Run `authz serve` with its stores, which are empty."""
-        run = self._folder("gateway-service")
+        return await self.authz("gateway-service", await self.stores())
+
+    async def stores(self) -> Stores:
+        """Run PostgreSQL and Redis, which are empty."""
+        run = self.folder("stores")
         children: list[Child] = []
         database_url = await self.stack.enter_async_context(
             embedded_postgres(run / "postgres", started=children.append)
@@ -142,45 +171,61 @@ class Parts:
         )
         async with connected(database_url) as connection:
             await postgres_schema.migrate(connection)
+        pids = {child.name: child.process.pid for child in children}
+        return Stores(database_url, redis_url, secrets.token_hex(32), pids)
+
+    async def authz(self, name: str, stores: Stores, workers: int = 1) -> Service:
+        """Run `authz serve`."""
+        run = self.folder(name)
         settings = {
-            "AUTHZ_DATABASE_URL": database_url,
-            "AUTHZ_REDIS_URL": redis_url or "",
-            "AUTHZ_CACHE_SECRET": secrets.token_hex(32),
+            "AUTHZ_DATABASE_URL": stores.database_url,
+            "AUTHZ_REDIS_URL": stores.redis_url or "",
+            "AUTHZ_CACHE_SECRET": stores.cache_secret,
             "AUTHZ_LISTEN": str(run),
-            "AUTHZ_WORKERS": "1",
+            "AUTHZ_WORKERS": str(workers),
         }
         metrics = ("127.0.0.1", free_port())
-        starting = running_authz(settings, metrics, log=run / "authz.log")
-        children.append(await self._child(starting))
-        pids = {child.name: child.process.pid for child in children}
-        return Service(run / _SOCKET, metrics, database_url, redis_url, pids)
+        child = await self._child(
+            running_authz(settings, metrics, log=run / "authz.log")
+        )
+        pids = {**stores.pids, child.name: child.process.pid}
+        places = (run / _SOCKET, metrics, stores.database_url, stores.redis_url)
+        return Service(*places, pids)
 
     async def envoy(
         self,
         name: str,
-        service: Path,
+        service: Path | Address,
         change: Change | None = None,
         model_server: Change | None = None,
+        workers: int = 1,
     ) -> Proxy:
-        """Run an Envoy that asks the service.
+        """Run an Envoy that asks the service, on its sockets or at an address.
 
         ``change`` and ``model_server`` may change its listener, and its cluster of
         that name.
         """
-        run = self._folder(name)
-        (run / _SOCKET).symlink_to(service)
+        run = self.folder(name)
+        if isinstance(service, Path):
+            for worker in range(workers):
+                socket = f"authz-{worker}.sock"
+                (run / socket).symlink_to(service.with_name(socket))
         places = Places(
             directory=run / "envoy",
             run=run,
             listen=("127.0.0.1", 0),
             metrics=("127.0.0.1", 0),
             upstream=self.upstream,
+            workers=workers,
         )
         write_config(places)
         if change:
             _rewrite(places.directory / "listener.yaml", "gateway", change)
         if model_server:
             _rewrite(places.directory / "clusters.yaml", "ollama", model_server)
+        if not isinstance(service, Path):
+            for cluster in ("authz", "authz-log"):
+                _rewrite(places.directory / "clusters.yaml", cluster, at(*service))
         child = await self._child(running_envoy(places, log=run / "envoy.log"))
         return Proxy(
             await listening_port(places), child.process.pid, await _version(run), run
@@ -189,8 +234,9 @@ class Parts:
     async def _child(self, part: AbstractAsyncContextManager[Child]) -> Child:
         return await self.stack.enter_async_context(part)
 
-    def _folder(self, name: str) -> Path:
-        folder = self.workplace / name
+    def folder(self, name: str) -> Path:
+        """Make a private folder, with a name that may stand in addresses."""
+        folder = self.workplace / re.sub("[^a-z0-9]+", "-", name.lower())
         folder.mkdir(mode=0o700)
         return folder
 
@@ -201,10 +247,16 @@ def _rewrite(path: Path, name: str, change: Change) -> None:
     path.write_text(yaml.safe_dump(config, sort_keys=False))
 
 
-async def _new_key(database_url: str) -> str:
-    """Create a key that may do what the loads ask for."""
+async def new_key(
+    database_url: str, models: Sequence[str] = MODELS, limits: str = ""
+) -> str:
+    """Create a key that may do what the loads ask for; return the raw one."""
     new, raw_key = issue(
-        "benchmark", models=_MODELS, scopes=[Scope.INFERENCE.value], expires_at=None
+        f"key {secrets.token_hex(8)}",
+        models=models,
+        scopes=[Scope.INFERENCE.value],
+        expires_at=None,
+        limits=parse_limits(limits),
     )
     async with connected(database_url) as connection:
         await PostgresKeyWriter(connection).create(new)
@@ -217,9 +269,13 @@ async def _version(run: Path) -> str:
     return version.split("/")[1]
 
 
-async def _accepts(socket: Path) -> bool:
+async def _accepts(place: Path | int) -> bool:
+    """Tell whether somebody listens on a socket, or a port of this machine."""
     try:
-        _, writer = await asyncio.open_unix_connection(socket)
+        if isinstance(place, Path):
+            _, writer = await asyncio.open_unix_connection(place)
+        else:
+            _, writer = await asyncio.open_connection("127.0.0.1", place)
     except OSError:
         return False
     writer.close()

@@ -43,14 +43,16 @@ class Authority:
     secret: int
     root: Path
 
-    def issue(self, folder: Path, *names: str) -> tuple[Path, Path]:
+    def issue(
+        self, folder: Path, *names: str, ends: timedelta = _LIFETIME
+    ) -> tuple[Path, Path]:
         """Return the files of a certificate for hosts or a client, and of its key."""
         secret = _new_secret()
         extensions = (
             _names(names),
             _extension(35, _der(_SEQUENCE, _der(0x80, _key_id(self.secret)))),
         )
-        certificate = _signed(self, names[0], secret, extensions)
+        certificate = _signed(self, names[0], secret, extensions, ends)
         file = folder / f"{names[0]}.crt"
         file.write_text(_pem("CERTIFICATE", certificate))
         key = folder / f"{names[0]}.key"
@@ -72,7 +74,11 @@ def new_authority(folder: Path, name: str) -> Authority:
 
 
 def _signed(
-    issuer: Authority, subject: str, secret: int, extensions: tuple[bytes, ...]
+    issuer: Authority,
+    subject: str,
+    secret: int,
+    extensions: tuple[bytes, ...],
+    ends: timedelta = _LIFETIME,
 ) -> bytes:
     algorithm = _der(_SEQUENCE, _der(_OID, _ALGORITHM))
     now = datetime.now(UTC)
@@ -82,7 +88,7 @@ def _signed(
         _integer(secrets.randbits(64)),
         algorithm,
         _name(issuer.name),
-        _der(_SEQUENCE, _time(now - _LIFETIME), _time(now + _LIFETIME)),
+        _der(_SEQUENCE, _time(now - _LIFETIME), _time(now + ends)),
         _name(subject),
         _der(
             _SEQUENCE,

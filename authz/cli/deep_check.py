@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -19,7 +18,8 @@ from redis.asyncio import RedisCluster
 from authz.adapters import redis_client
 from authz.adapters.postgres import connected
 from authz.adapters.postgres_schema import check_schema
-from authz.cli import probes
+from authz.cli import envoy_files, probes
+from authz.cli.findings import OK, OPEN, UNKNOWN, Finding
 from authz.errors import BackendError, SchemaError
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from authz.config import Settings
 
     Address = tuple[str, int]
-
-OK, OPEN, UNKNOWN = "ok", "open", "unknown"
 
 _AT_ONCE = 50
 # Limits and caches bear a second or two; an expiry or a window is off by as much.
@@ -42,19 +40,12 @@ SELECT bool_or(has_table_privilege(to_regclass(name), 'INSERT, UPDATE, DELETE'))
 _LOOPBACK = {4: ("127.0.0.1",), 6: ("::1", "127.0.0.1")}
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at, and in which of the three states it is."""
-
-    state: str
-    text: str
-
-
 async def look_around(settings: Settings, ollama: Address) -> list[Finding]:
     """Return what was found, one line each. Raises ConfigError."""
     return [
         *await _ports(),
         *await _around(ollama),
+        *await envoy_files.findings(settings.listen / "admin.sock"),
         *await _database(settings.database_url.get_secret_value()),
         *await _cache(settings.redis_url.get_secret_value()),
     ]

@@ -54,7 +54,8 @@ def healthcheck(data_dir: Path, *, deep: bool, ollama: tuple[str, int]) -> None:
 
 def _look_around(settings: Settings, ollama: tuple[str, int]) -> None:
     # What this needs takes longer to import than a probe takes.
-    from authz.cli.deep_check import OPEN, look_around  # noqa: PLC0415
+    from authz.cli.deep_check import look_around  # noqa: PLC0415
+    from authz.cli.findings import OPEN  # noqa: PLC0415
 
     findings = asyncio.run(look_around(settings, ollama))
     for finding in findings:

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Coroutine, Iterator
 
     Address = tuple[str, int]
+    Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
-_ANSWER_S = 1.0
-_LONGEST_ANSWER = 65_536
+# Seconds, and bytes of a body. Envoy answers for itself between its other work.
+_OF_ANYBODY = (1.0, 65_536)
+_OF_ENVOY = (5.0, 16_777_216)
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _LISTENS = "0A"
 _NO_HTTP = (OSError, EOFError, ValueError, LookupError, asyncio.LimitOverrunError)
@@ -65,13 +67,30 @@ async def is_admin(host: str, port: int) -> bool:
 
 async def get(host: str, port: int, path: str) -> tuple[int, bytes]:
     """Return status and body, or (0, b"") where nobody speaks HTTP in time."""
+    opening = asyncio.open_connection(host, port)
+    return await _got(opening, host, path, _OF_ANYBODY)
+
+
+async def get_from(socket: Path, path: str) -> tuple[int, bytes]:
+    """Do the same at a socket file."""
+    opening = asyncio.open_unix_connection(socket)
+    return await _got(opening, "admin", path, _OF_ENVOY)
+
+
+async def _got(
+    opening: Coroutine[None, None, Streams],
+    host: str,
+    path: str,
+    most: tuple[float, int],
+) -> tuple[int, bytes]:
+    within_s, longest = most
     request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
     try:
-        async with asyncio.timeout(_ANSWER_S), _line_to(host, port) as (reader, writer):
+        async with asyncio.timeout(within_s), _line(opening) as (reader, writer):
             writer.write(request.encode())
             head = await reader.readuntil(b"\r\n\r\n")
             body = bytearray()
-            while len(body) < _LONGEST_ANSWER and (some := await reader.read(8192)):
+            while len(body) < longest and (some := await reader.read(65_536)):
                 body += some
             status, whole = int(head.split(maxsplit=2)[1]), bytes(body)
             if b"transfer-encoding: chunked" in head.lower():
@@ -93,10 +112,8 @@ def _joined(body: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def _line_to(
-    host: str, port: int
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    reader, writer = await asyncio.open_connection(host, port)
+async def _line(opening: Coroutine[None, None, Streams]) -> AsyncIterator[Streams]:
+    reader, writer = await opening
     try:
         yield reader, writer
     finally:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _CONFIG = "/etc/envoy"
 _RUN = "/run/authz"
 
-_FILES = ("envoy.yaml", "listener.yaml", "clusters.yaml")
+_FILES = ("envoy.yaml", "listener.yaml", "routes.yaml", "clusters.yaml", "tls.yaml")
 _SCRIPT = "gateway.lua"
 
 Address = tuple[str, int]
@@ -79,7 +79,8 @@ def write_config(places: Places) -> None:
     shutil.copy(sources / _SCRIPT, places.directory)
     for name in _FILES:
         config = _moved(yaml.safe_load((sources / name).read_text()), places)
-        _ADJUST[name](config, places)
+        if name in _ADJUST:
+            _ADJUST[name](config, places)
         (places.directory / name).write_text(yaml.safe_dump(config, sort_keys=False))
 
 
@@ -114,9 +115,11 @@ def _adjust_listener(config: Any, places: Places) -> None:  # noqa: ANN401
 
 
 def _adjust_clusters(config: Any, places: Places) -> None:  # noqa: ANN401
-    authz, ollama = config["resources"]
+    clusters = {cluster["name"]: cluster for cluster in config["resources"]}
     sockets = [places.run / f"authz-{worker}.sock" for worker in range(places.workers)]
-    _set_endpoints(authz, [_address(socket) for socket in sockets])
+    for name in ("authz", "authz-log"):
+        _set_endpoints(clusters[name], [_address(socket) for socket in sockets])
+    ollama = clusters["ollama"]
     if isinstance(places.upstream, Path):
         ollama["type"] = "STATIC"
     _set_endpoints(ollama, [_address(places.upstream)])

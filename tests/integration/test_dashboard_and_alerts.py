@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections import defaultdict
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,9 @@ from authz.core.credential import mint
 from authz.core.model import Reason
 from authz.local.stack import got
 from authz.metrics import ALLOWED
+from tests.certificates import new_authority
 from tests.gateway import own_gateway
+from tests.live import tls_socket
 from tests.upstream import answer
 
 if TYPE_CHECKING:
@@ -91,7 +94,8 @@ class Scraped:
 @pytest.fixture(scope="module")
 async def scraped(stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> Scraped:
     """Return what both pages say after requests of every kind."""
-    async with own_gateway(stores, tmp_path_factory.mktemp("scraped")) as gateway:
+    logs = tmp_path_factory.mktemp("scraped")
+    async with own_gateway(stores, logs, another_door) as gateway:
         await _ask_for_everything(gateway)
         envoy = f"http://127.0.0.1:{await _metrics_port(gateway)}/stats/prometheus"
         ours = f"http://127.0.0.1:{gateway.metrics_port}/metrics"
@@ -105,6 +109,23 @@ async def scraped(stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> S
                     "authz_requests_finished_total"
                 ]:
                     return found
+
+
+def another_door(directory: Path) -> None:
+    """Add one with a certificate."""
+    (directory / "tls").mkdir()
+    certificate, key = new_authority(directory, "authority").issue(
+        directory, "a.example"
+    )
+    certificate.rename(directory / "tls/tls.crt")
+    key.rename(directory / "tls/tls.key")
+    file = directory / "listener.yaml"
+    config = yaml.safe_load(file.read_text())
+    door = deepcopy(config["resources"][0])
+    door["name"] = "door"
+    door["filter_chains"][0]["transport_socket"] = tls_socket(directory)
+    config["resources"].append(door)
+    file.write_text(yaml.safe_dump(config))
 
 
 async def _ask_for_everything(gateway: Gateway[RawUpstream]) -> None:

@@ -18,7 +18,8 @@ from pydantic import SecretStr
 from authz.adapters.postgres import connected
 from authz.adapters.postgres_grants import SERVICE, grant
 from authz.cli import probes
-from authz.cli.deep_check import OK, OPEN, UNKNOWN, Finding, clock, look_around
+from authz.cli.deep_check import clock, look_around
+from authz.cli.findings import OK, OPEN, UNKNOWN, Finding
 from authz.cli.healthcheck import healthcheck
 from authz.config import Settings
 from authz.errors import Refused

@@ -293,7 +293,7 @@ def test_envoy_refuses_requests_before_it_is_killed_for_its_memory(
     heap = re.search(r"max_heap_size_bytes: (\d+)", bootstrap)
     limit = gateway_pod(manifests)["envoy"]["resources"]["limits"]["memory"]
     assert heap
-    assert int(heap[1]) <= 0.8 * int(limit.removesuffix("Mi")) * 2**20
+    assert int(heap[1]) <= 0.7 * int(limit.removesuffix("Mi")) * 2**20
 
 
 @pytest.mark.parametrize("manifests", GATEWAYS[1:], indirect=True)

@@ -10,23 +10,20 @@ import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import grpc
 import pytest
 import yaml
-from grpc_health.v1 import health_pb2
 
 from authz.config import load_peppers, load_settings
-from authz.edge.server import SERVICE
 from authz.local.envoy import envoy_binary
 from authz.local.process import private_directory, running, wait_until_ready
 from authz.local.stack import free_port, got
-from tests.certificates import Authority, new_authority
+from tests.certificates import new_authority
 from tests.failing import until
 from tests.gateway import own_gateway
+from tests.live import mount
 from tests.manifests import FOLDER, ROOT, gateway_pod, moved, written
 from tests.programs import authz
 from tests.raw import http1
@@ -182,17 +179,6 @@ def test_the_folder_of_the_sockets_is_private_also_when_it_is_made_again(
 # --- Envoy as the pod runs it ---------------------------------------------------
 
 
-def mount(folder: Path, files: Mapping[str, str]) -> None:
-    """Lay out a ConfigMap, or a newer state of it, as the kubelet does."""
-    state = Path(mkdtemp(prefix="..", dir=folder))
-    for name, text in files.items():
-        (state / name).write_text(text)
-        if not (folder / name).is_symlink():
-            (folder / name).symlink_to(f"..data/{name}")
-    (folder / "..data_tmp").symlink_to(state.name)
-    (folder / "..data_tmp").rename(folder / "..data")
-
-
 @dataclass
 class Places:
     """Where an Envoy of the pod finds its surroundings here."""
@@ -260,8 +246,8 @@ async def test_envoy_takes_a_changed_config_map_while_it_runs(
     places.mount()
     arguments = map(places.here, containers["envoy"]["args"])
     async with envoy([*arguments], places.gateway, places.log):
-        listener = (ROOT / "envoy/listener.yaml").read_text()
-        places.mount(**{"listener.yaml": moved(listener, {'"ok"': '"changed"'})})
+        routes = (ROOT / "envoy/routes.yaml").read_text()
+        places.mount(**{"routes.yaml": moved(routes, {'"ok"': '"changed"'})})
 
         async def changed() -> bool:
             return b"changed" in (await http1(places.gateway, HEALTHZ)).body
@@ -278,7 +264,9 @@ async def test_envoy_reads_a_changed_script_with_the_next_listener(
         listener = (ROOT / "envoy/listener.yaml").read_text()
         script = (ROOT / "envoy/gateway.lua").read_text()
         changed = {
-            "listener.yaml": moved(listener, {'"ok"': '"changed"'}),
+            "listener.yaml": moved(
+                listener, {"idle_timeout: 300s": "idle_timeout: 301s"}
+            ),
             "gateway.lua": script + MARKING,
         }
         places.mount(**changed)
@@ -321,74 +309,6 @@ PATHS = {"/stats/prometheus": 200, "/ready": 200, "/config_dump": 404, "/": 404}
 async def get(port: int, path: str) -> int:
     request = f"GET {path} HTTP/1.1\r\nhost: a\r\n\r\n"
     return (await http1(port, request.encode())).status
-
-
-# --- authz asked over the network, as in examples/remote --------------------------
-
-ITSELF, CLIENT = "authz-remote.authz.svc", "gateway.authz.internal"
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return new_authority(tmp_path, "authority")
-
-
-@pytest.fixture
-async def remote(pod: Pod, authority: Authority, tmp_path: Path) -> AsyncIterator[int]:
-    """The port of the proxy before the socket of a real authz."""
-    certificate, key = authority.issue(tmp_path, ITSELF)
-    certificate.rename(tmp_path / "tls.crt")
-    key.rename(tmp_path / "tls.key")
-    shutil.copy(authority.root, tmp_path / "ca.crt")
-    port = free_port()
-    there = {
-        "0.0.0.0, port_value: 9001": f"127.0.0.1, port_value: {port}",
-        "/etc/tls": str(tmp_path),
-        "/run/authz": str(pod.run),
-    }
-    text = moved((FOLDER / "examples/remote/proxy.yaml").read_text(), there)
-    config = tmp_path / "proxy.yaml"
-    config.write_text(text)
-    arguments = ["--config-path", str(config), "--disable-hot-restart"]
-    async with envoy(arguments, port, tmp_path / "proxy.log"):
-        yield port
-
-
-async def ask(port: int, root: Path, files: tuple[Path, Path] | None) -> bool:
-    """Ask authz whether it serves, with a certificate of a client or without."""
-    certificate, key = (file.read_bytes() for file in files) if files else (None, None)
-    credentials = grpc.ssl_channel_credentials(root.read_bytes(), key, certificate)
-    options = [("grpc.ssl_target_name_override", ITSELF)]
-    where = f"127.0.0.1:{port}"
-    async with grpc.aio.secure_channel(where, credentials, options) as channel:
-        check = channel.unary_unary(
-            "/grpc.health.v1.Health/Check",
-            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
-            response_deserializer=health_pb2.HealthCheckResponse.FromString,
-        )
-        asked = health_pb2.HealthCheckRequest(service=SERVICE)
-        try:
-            answer = await check(asked, timeout=WITHIN_S)
-        except grpc.RpcError:
-            return False
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-async def test_a_gateway_elsewhere_asks_by_its_certificate(
-    remote: int, authority: Authority, tmp_path: Path
-) -> None:
-    files = authority.issue(tmp_path, CLIENT)
-    assert await ask(remote, authority.root, files)
-
-
-async def test_nobody_else_asks_over_the_network(
-    remote: int, authority: Authority, tmp_path: Path
-) -> None:
-    assert not await ask(remote, authority.root, None)
-    other_name = authority.issue(tmp_path, "other.internal")
-    assert not await ask(remote, authority.root, other_name)
-    stranger = new_authority(tmp_path, "stranger").issue(tmp_path, CLIENT)
-    assert not await ask(remote, authority.root, stranger)
 
 
 # --- Settings ---------------------------------------------------------------------
