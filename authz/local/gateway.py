@@ -19,6 +19,7 @@ from authz.local.process import private_directory, wait_until_ready
 from authz.local.redis import embedded_redis
 from authz.local.stack import (
     answers,
+    drained,
     free_port,
     running_authz,
     running_envoy,
@@ -128,6 +129,7 @@ class _Start:
         )
         write_config(places)
         envoy = await self.child(running_envoy(places, log=self.log("envoy")))
+        await self.stack.enter_async_context(drained(places))
         # Envoy is ready also with a listener that it has refused.
         await wait_until_ready(
             envoy, lambda: answers(self.plan.listen, "/healthz"), _LISTENING_S

@@ -5,10 +5,11 @@ Each part is a context: it is ready inside and stopped after it.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from authz.local.process import Child
 
 _START_S = 20.0
+_DRAIN_S = 10.0
+_POLL_S = 0.05
+_RUNNING = "/stats?filter=^http.gateway.downstream_rq_active$"
 _TIMEOUT = aiohttp.ClientTimeout(total=2)
 
 
@@ -51,6 +55,32 @@ async def running_envoy(places: Places, *, log: Path) -> AsyncIterator[Child]:
     async with running("envoy", envoy_command(places), log=log) as child:
         await wait_until_ready(child, lambda: answers(admin, "/ready"), _START_S)
         yield child
+
+
+@asynccontextmanager
+async def drained(places: Places) -> AsyncIterator[None]:
+    """After the block, let nobody in any more, and what runs end, for a while."""
+    try:
+        yield
+    finally:
+        # An Envoy that is gone has nothing to end.
+        with suppress(aiohttp.ClientError, OSError, TimeoutError):
+            async with asyncio.timeout(_DRAIN_S):
+                await _drain(places.run / "admin.sock")
+
+
+async def _drain(admin: Path) -> None:
+    # The first asks connections to close with their next answer.
+    for path in ("/healthcheck/fail", "/drain_listeners"):
+        async with _asked(admin, "POST", path):
+            pass
+    while await _number(admin, _RUNNING):  # noqa: ASYNC110 - Envoy tells nobody
+        await asyncio.sleep(_POLL_S)
+
+
+async def _number(admin: Path, path: str) -> int:
+    async with got(admin, path) as response:
+        return int((await response.text()).rpartition(": ")[2] or 0)
 
 
 @asynccontextmanager
@@ -110,6 +140,14 @@ async def got(
     place: Address | Path, path: str
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     """GET a path of a server at an address or on a unix socket."""
+    async with _asked(place, "GET", path) as response:
+        yield response
+
+
+@asynccontextmanager
+async def _asked(
+    place: Address | Path, method: str, path: str
+) -> AsyncIterator[aiohttp.ClientResponse]:
     if isinstance(place, Path):
         connector: aiohttp.BaseConnector = aiohttp.UnixConnector(str(place))
         url = f"http://localhost{path}"
@@ -118,6 +156,6 @@ async def got(
         url = f"{url_of(place)}{path}"
     async with (
         aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT) as session,
-        session.get(url) as response,
+        session.request(method, url) as response,
     ):
         yield response

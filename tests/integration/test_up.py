@@ -17,7 +17,9 @@ from dotenv import dotenv_values
 
 from authz.local.stack import free_port
 from tests.acceptance.test_auth_flow import CHAT, bearer
+from tests.failing import until
 from tests.programs import authz, start
+from tests.upstream import RawUpstream, stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -132,6 +134,43 @@ async def test_a_second_run_on_the_same_folder_is_refused(folder: Path) -> None:
     ended = await authz("up", *listen, cwd=folder)
     assert ended.status == 2
     assert "another authz up runs in" in ended.err
+
+
+async def test_what_runs_may_end_while_nobody_new_is_let_in(
+    tmp_path: Path, database_url: str
+) -> None:
+    upstream, end = RawUpstream(), asyncio.Event()
+    server = await asyncio.start_server(upstream.serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    words = ("--upstream", f"http://127.0.0.1:{port}")
+    async with server, up(tmp_path, *words, env=own(database_url)) as running:
+        key = (tmp_path / ".authz" / "demo.key").read_text().strip()
+        head, first, *rest = stream("application/x-ndjson", [b"{}\n", b"{}\n"])
+        upstream.script = (head, first, end, *rest)
+        answer = asyncio.create_task(ask(running.url, key))
+        await until(lambda: _has_asked(upstream), READY_WITHIN_S)
+        stopping = asyncio.create_task(running.stop())
+        await until(lambda: _lets_nobody_in(running.url), READY_WITHIN_S)
+        end.set()
+        assert (await answer).text == "{}\n{}\n"
+        assert await stopping == 0
+
+
+def own(database_url: str) -> Mapping[str, str]:
+    return {"AUTHZ_DATABASE_URL": database_url}
+
+
+async def _has_asked(upstream: RawUpstream) -> bool:
+    return any(request.target == "/api/chat" for request in upstream.received)
+
+
+async def _lets_nobody_in(url: str) -> bool:
+    async with httpx.AsyncClient() as client:
+        try:
+            await client.get(f"{url}/healthz")
+        except httpx.ConnectError:
+            return True
+    return False
 
 
 async def test_it_stops_all_that_it_started(tmp_path: Path) -> None:
