@@ -1,6 +1,7 @@
 # Needs Linux x86-64, Python 3.11 or later with venv, and make. Nothing else.
 PYTHON ?= python3
 VENV := .venv
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -24,7 +25,7 @@ lint: $(VENV)/dev ## Check style, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/dev ## Measure what the gateway costs, how fast it revokes, and a million keys
+bench: $(VENV)/dev $(PEERS)/peers ## Measure what the gateway costs, beside others; some 25 minutes
 	$(BIN)/python -m benchmarks
 
 chaos: $(VENV)/dev ## Lose a primary, fill disks and memory, break a cluster, send a crowd; needs root
@@ -40,17 +41,18 @@ protos: $(VENV)/dev ## Generate authz/pb from protos
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. protos/authz/pb/*.proto
 
 pins: $(VENV)/dev ## Pin the newest allowed versions, with hashes, in requirements
-	$(call pin,service,)
-	$(call pin,local,--extra local --group build -c requirements/service.txt)
-	$(call pin,dev,--extra local --group build --group dev -c requirements/local.txt)
+	$(call pin,service,pyproject.toml)
+	$(call pin,local,pyproject.toml --extra local --extra check --group build -c requirements/service.txt)
+	$(call pin,dev,pyproject.toml --extra local --extra check --group build --group dev -c requirements/local.txt)
+	$(call pin,peers,--group peers)
 
 setup: $(VENV)/dev ## Create .venv with everything that work on the project needs
 
-clean: ## Remove .venv and caches; keeps the data of `make up` in .authz
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+clean: ## Remove .venv, .venv-peers and caches; keeps the data of `make up` in .authz
+	rm -rf $(VENV) $(PEERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 define pin
-$(BIN)/uv pip compile pyproject.toml $(2) -o requirements/$(1).txt --upgrade --universal \
+$(BIN)/uv pip compile $(2) -o requirements/$(1).txt --upgrade --universal \
   --python-version 3.11 --generate-hashes --no-emit-index-url --quiet \
   --custom-compile-command 'make pins'
 endef
@@ -60,4 +62,10 @@ $(VENV)/%: requirements/%.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --require-hashes -r $<
 	$(PIP) install --no-deps --no-build-isolation -e .
+	touch $@
+
+# What the benchmark compares us with wants other versions than we do.
+$(PEERS)/peers: requirements/peers.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r $<
 	touch $@

@@ -11,6 +11,7 @@ from authz.errors import AuthzError, ConfigError, SchemaError
 
 _COMMANDS = (
     "audit",
+    "check-envoy",
     "grants",
     "healthcheck",
     "keys",
@@ -34,7 +35,9 @@ class _Commands(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """Import a command; for a name that none has, all: one may be meant."""
         for found in (name,) if name in _COMMANDS else _COMMANDS:
-            self.add_command(getattr(import_module(f"authz.cli.{found}"), found))
+            name_in_code = found.replace("-", "_")
+            module = import_module(f"authz.cli.{name_in_code}")
+            self.add_command(getattr(module, name_in_code))
         return super().get_command(context, name)
 
 

@@ -1,0 +1,199 @@
+"""Requests: read by authz as by the model server, by nobody's word, not too many."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from envoy_data_plane.envoy.config.core.v3 import (
+    HttpProtocolOptionsHeadersWithUnderscoresAction as Underscores,
+)
+from envoy_data_plane.envoy.extensions.filters.http.cors.v3 import CorsPolicy
+from envoy_data_plane.envoy.extensions.filters.http.local_ratelimit.v3 import (
+    LocalRateLimit,
+)
+from envoy_data_plane.envoy.extensions.filters.http.lua.v3 import Lua
+from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (  # noqa: E501
+    HttpConnectionManagerPathWithEscapedSlashesAction as Slashes,
+)
+from envoy_data_plane.envoy.type.v3 import FractionalPercentDenominatorType
+
+from authz.envoy_check.doors import script_of
+from authz.envoy_check.findings import rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from envoy_data_plane.envoy.config.core.v3 import RuntimeFractionalPercent
+
+    from authz.envoy_check.config import Config
+    from authz.envoy_check.findings import Problem
+
+# Addresses that no host has.
+_RESERVED = 240
+_ANY_ORIGIN = re.compile(r"""\[\s*["'](?:null|\*)["']\s*\]\s*=\s*true""")
+_ALWAYS = (100, FractionalPercentDenominatorType.HUNDRED)
+
+
+@rule(
+    "path-normalization",
+    why="The model server may read /x/../api/chat as another path than authz did.",
+    mend="Set normalize_path to true.",
+)
+def path_normalization(config: Config) -> Iterator[Problem]:
+    """Look for paths that are not folded."""
+    for door in config.doors:
+        if not door.manager.normalize_path:
+            place = config.place(door.manager, "normalize_path")
+            yield place, "normalize_path is not true."
+
+
+@rule(
+    "slashes-merged",
+    why="The model server may read //api/chat as another path than authz did.",
+    mend="Set merge_slashes to true.",
+)
+def slashes_merged(config: Config) -> Iterator[Problem]:
+    """Look for paths with empty segments."""
+    for door in config.doors:
+        if not door.manager.merge_slashes:
+            place = config.place(door.manager, "merge_slashes")
+            yield place, "merge_slashes is not true."
+
+
+@rule(
+    "escaped-slashes",
+    why="The model server may read %2F as a slash where authz saw none.",
+    mend="Set path_with_escaped_slashes_action to REJECT_REQUEST.",
+)
+def escaped_slashes(config: Config) -> Iterator[Problem]:
+    """Look for paths with slashes in disguise."""
+    for door in config.doors:
+        action = door.manager.path_with_escaped_slashes_action
+        if action != Slashes.REJECT_REQUEST:
+            place = config.place(door.manager, "path_with_escaped_slashes_action")
+            yield place, "Escaped slashes are not rejected."
+
+
+@rule(
+    "underscores",
+    why="A server may take x_api_key for x-api-key.",
+    mend="Set headers_with_underscores_action to REJECT_REQUEST under"
+    " common_http_protocol_options.",
+)
+def underscores(config: Config) -> Iterator[Problem]:
+    """Look for headers that others may read as another one."""
+    for door in config.gateways:
+        options = door.manager.common_http_protocol_options
+        name = "headers_with_underscores_action"
+        if options is None or getattr(options, name) != Underscores.REJECT_REQUEST:
+            place = config.place(options or door.manager, name)
+            yield place, "Headers with underscores are not rejected."
+
+
+@rule(
+    "lenient-http1",
+    why="Two readers of one connection may see different requests in it (smuggling).",
+    mend="Take the setting away.",
+)
+def lenient_http1(config: Config) -> Iterator[Problem]:
+    """Look for HTTP/1 that is read leniently."""
+    for door in config.doors:
+        options = door.manager.http_protocol_options
+        for name in ("allow_chunked_length", "accept_http_10", "allow_custom_methods"):
+            if options and options.is_set(name):
+                yield config.place(options, name), f"{name} is true."
+
+
+@rule(
+    "trusted-id",
+    why="Limits are held under the request's id: who chooses his own gives back what"
+    " another request holds.",
+    mend="Set use_remote_address and generate_request_id to true and"
+    " internal_address_config to 240.0.0.0/4. Behind a gateway that you trust set"
+    " preserve_external_request_id, and xff_num_trusted_hops to the number of proxies.",
+)
+def trusted_id(config: Config) -> Iterator[Problem]:
+    """Look for ids that a client can choose."""
+    for door in config.gateways:
+        manager = door.manager
+        if not manager.use_remote_address:
+            place = config.place(manager, "use_remote_address")
+            yield place, "use_remote_address is not true: a client's id is kept."
+        if manager.generate_request_id is False:
+            place = config.place(manager, "generate_request_id")
+            yield place, "generate_request_id is false."
+        if manager.preserve_external_request_id and not manager.xff_num_trusted_hops:
+            place = config.place(manager, "preserve_external_request_id")
+            yield place, "Ids from outside are kept, though no proxy stands in front."
+        inside = manager.internal_address_config
+        ranges = inside.cidr_ranges if inside else []
+        if not ranges or any(_real(each.address_prefix) for each in ranges):
+            owner = inside or manager
+            place = config.place(owner, "cidr_ranges" if inside else "")
+            yield place, "Clients of real addresses count as internal."
+
+
+def _real(address: str) -> bool:
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return True
+    return ip.version != 4 or ip.packed[0] < _RESERVED  # noqa: PLR2004 - IP's version
+
+
+@rule(
+    "local-ratelimit",
+    why="One address can keep authz busy with invented keys, and good keys wait.",
+    mend="Have local_ratelimit before ext_authz, with filter_enabled and"
+    " filter_enforced at 100.",
+)
+def local_ratelimit(config: Config) -> Iterator[Problem]:
+    """Look for the bound on requests of one address."""
+    for door in config.gateways:
+        if not door.full_checks:
+            continue
+        first = door.before_router.index(door.full_checks[0])
+        before = {id(each) for each in door.before_router[:first]}
+        limits = [each for each in door.of(LocalRateLimit) if id(each[0]) in before]
+        if not limits:
+            place = config.place(door.manager, "http_filters")
+            yield place, "There is no local_ratelimit before the check."
+        for each, limit in limits:
+            for name in ("filter_enabled", "filter_enforced"):
+                if not _always(getattr(limit, name)):
+                    yield config.place(limit, name), f"{name} is not 100 %."
+            if each.message.disabled:
+                yield config.place(each.message, "disabled"), "It is turned off."
+
+
+def _always(fraction: RuntimeFractionalPercent | None) -> bool:
+    value = fraction.default_value if fraction else None
+    return value is not None and (value.numerator, value.denominator) == _ALWAYS
+
+
+@rule(
+    "any-origin",
+    why="A page of anybody could use the key that another page holds.",
+    mend="Name origins one by one, exactly.",
+)
+def any_origin(config: Config) -> Iterator[Problem]:
+    """Look for pages that may call without being named."""
+    for door in config.gateways:
+        for each, _ in door.of(Lua):
+            script = script_of(each)
+            if script and _ANY_ORIGIN.search(script.inline_string or ""):
+                yield config.place(each.message), f"{each.name} lets every page call."
+        for way in door.ways:
+            for level in way.levels:
+                for packed in level.typed_per_filter_config.values():
+                    policy = config.reader.unpacked(packed)
+                    if isinstance(policy, CorsPolicy):
+                        yield from _origins(config, policy)
+
+
+def _origins(config: Config, policy: CorsPolicy) -> Iterator[Problem]:
+    for matcher in policy.allow_origin_string_match:
+        if matcher.exact in (None, "*", "null"):
+            yield config.place(matcher), "Origins are not named one by one."
