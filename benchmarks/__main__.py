@@ -5,131 +5,128 @@ Subjects take turns within a round, so that noise hits all of them alike.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from authz.config import parse_address
+from authz.errors import AuthzError
+from benchmarks.bodies import measure_bodies
 from benchmarks.command import outcome_of
-from benchmarks.load import LINES_PER_S, SECONDS, STREAMS, measure_load
-from benchmarks.report import (
-    Samples,
-    StreamSamples,
-    document,
-    requests_section,
-    revocation_section,
-    scale_section,
-    streams_section,
+from benchmarks.comparison import measure_comparison
+from benchmarks.floods import measure_floods
+from benchmarks.load import measure_crowds
+from benchmarks.patterns import measure_patterns
+from benchmarks.results import (
+    MEASURES,
+    Results,
+    load_latest,
+    page,
+    part,
+    save,
+    write_pages,
 )
 from benchmarks.revocation import measure_revocation
 from benchmarks.scale import measure_scale
-from benchmarks.strangers import measure_strangers, strangers_section
+from benchmarks.startup import measure_startup
+from benchmarks.strangers import measure_strangers
 from benchmarks.streams import measure_streams
-from benchmarks.subjects import Subjects, request_subjects, stream_subjects
-from benchmarks.surroundings import surroundings
-from benchmarks.wrk import Load, find_wrk, measure
+from benchmarks.surroundings import look_around
+from benchmarks.wrk import LoadFailed, find_wrk
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from benchmarks.lockstep import Upstream
-    from benchmarks.streams import StreamSample
+    from authz.local.envoy import Address
 
-_CONNECTIONS = (1, 32)
-_WARM_UP_S = 2
-_RESULT = Path(__file__).parent / "results" / "latest.md"
+_ROUNDS_OF_OTHERS = 3
+
+
+def _addresses(
+    _context: object, _option: object, given: Sequence[str]
+) -> Mapping[str, Address]:
+    try:
+        pairs = [text.rsplit("=", 1) for text in given]
+        return {name: parse_address(address) for name, address in pairs}
+    except ValueError:
+        msg = "--peer takes NAME=HOST:PORT, as in opa=127.0.0.1:9191"
+        raise click.UsageError(msg) from None
 
 
 @click.command()
-@click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--rounds",
+    default=4,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Of the comparison; of others at most as many.",
+)
 @click.option(
     "--seconds",
-    default=4,
+    default=3,
     show_default=True,
     type=click.IntRange(min=1),
     help="Length of one sample.",
 )
 @click.option(
-    "--only",
-    type=click.Choice(
-        ["requests", "streams", "load", "revocation", "scale", "strangers"]
-    ),
-    help="Measure this alone, and keep no report.",
+    "--peer",
+    "others",
+    multiple=True,
+    callback=_addresses,
+    metavar="NAME=HOST:PORT",
+    help="Compare an ext_authz service, too, that runs already.",
 )
-def main(rounds: int, seconds: int, only: str | None) -> None:
+@click.option(
+    "--only", type=click.Choice(MEASURES), help="Measure this, and keep no report."
+)
+@click.option("--render", is_flag=True, help="Make the pages again of the last run.")
+def main(
+    rounds: int,
+    seconds: int,
+    others: Mapping[str, Address],
+    only: str | None,
+    *,
+    render: bool,
+) -> None:
     """Measure what the gateway costs, how fast it revokes, and a million keys."""
-    text = outcome_of(_run(rounds, seconds, only))
-    if only is None:
-        _RESULT.parent.mkdir(exist_ok=True)
-        _RESULT.write_text(text)
+    if render:
+        write_pages(load_latest())
+        return
+    outcome_of(_run(rounds, seconds, others, only))
 
 
-async def _run(rounds: int, seconds: int, only: str | None) -> str:
-    sections = []
-    version = ""
-    if only in {None, "requests"}:
-        version, section = await _requests(rounds, seconds)
-        sections.append(section)
-    if only in {None, "streams"}:
-        version, section = await _streams(rounds, seconds)
-        sections.append(section)
-    if only in {None, "load"}:
-        sections.append(await measure_load(STREAMS, SECONDS, LINES_PER_S))
-    if only in {None, "revocation"}:
-        sections.append(revocation_section(await measure_revocation()))
-    if only in {None, "scale"}:
-        sections.append(scale_section(await measure_scale()))
-    if only in {None, "strangers"}:
-        sections.append(strangers_section(await measure_strangers()))
-    return document(surroundings(version), sections)
-
-
-async def _requests(rounds: int, seconds: int) -> tuple[str, str]:
-    """Return Envoy's version and the section on whole requests."""
-    find_wrk()
-    async with request_subjects() as subjects:
-        await _request_round(subjects, _no_samples(subjects, _WARM_UP_S))
-        samples = _no_samples(subjects, seconds)
-        for _ in range(rounds):
-            await _request_round(subjects, samples)
-        return subjects.envoy_version, requests_section(samples)
-
-
-def _no_samples(subjects: Subjects, seconds: int) -> dict[Load, Samples]:
-    return {
-        Load(connections, seconds): {name: [] for name in subjects.proxies}
-        for connections in _CONNECTIONS
+async def _run(
+    rounds: int, seconds: int, others: Mapping[str, Address], only: str | None
+) -> str:
+    fewer = min(rounds, _ROUNDS_OF_OTHERS)
+    measures: Mapping[str, Callable[[], Awaitable[Any]]] = {
+        "comparison": lambda: measure_comparison(rounds, seconds, others),
+        "startup": measure_startup,
+        "bodies": lambda: measure_bodies(fewer),
+        "patterns": lambda: measure_patterns(fewer),
+        "streams": lambda: measure_streams(fewer, seconds),
+        "load": measure_crowds,
+        "revocation": measure_revocation,
+        "scale": measure_scale,
+        "strangers": measure_strangers,
+        "floods": measure_floods,
     }
-
-
-async def _request_round(subjects: Subjects, samples: dict[Load, Samples]) -> None:
-    for load, by_subject in samples.items():
-        for name, proxy in subjects.proxies.items():
-            click.echo(f"{name}, connections: {load.connections}", err=True)
-            sample = await measure(proxy.port, load, subjects.workplace)
-            by_subject[name].append(sample)
-
-
-async def _streams(rounds: int, seconds: int) -> tuple[str, str]:
-    """Return Envoy's version and the section on streams."""
-    async with stream_subjects() as (subjects, upstream):
-        samples: StreamSamples = {name: [] for name in subjects.proxies}
-        await _stream_round(subjects, upstream, _WARM_UP_S)
-        for _ in range(rounds):
-            for name, sample in await _stream_round(subjects, upstream, seconds):
-                samples[name].append(sample)
-        return subjects.envoy_version, streams_section(samples)
-
-
-async def _stream_round(
-    subjects: Subjects, upstream: Upstream, seconds: int
-) -> Sequence[tuple[str, StreamSample]]:
-    round_ = []
-    for name, proxy in subjects.proxies.items():
-        click.echo(f"{name}, streams", err=True)
-        sample = await measure_streams(proxy, upstream, subjects.key(), seconds)
-        round_.append((name, sample))
-    return round_
+    find_wrk()
+    results = Results(look_around())
+    failed = []
+    for name in [only] if only else MEASURES:
+        try:
+            setattr(results, name, await measures[name]())
+        except (AuthzError, TimeoutError) as error:
+            # The others have taken long enough to be kept.
+            failed.append(f"{name} failed: {error}")
+    results.surroundings = results.surroundings.ended()
+    if not only:
+        save(results)
+        write_pages(results)
+    if failed:
+        raise LoadFailed("\n".join(failed))
+    return part(results) if only else page(results)
 
 
 if __name__ == "__main__":

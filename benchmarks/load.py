@@ -1,4 +1,4 @@
-"""Many streams at once through one gateway: each whole, and counted exactly once.
+"""Streams at once through one gateway: each whole, counted once, and at what cost.
 
 `python -m benchmarks.load` measures this alone, and fails where it is not so.
 """
@@ -6,52 +6,77 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from itertools import chain
-from statistics import quantiles
 from typing import TYPE_CHECKING
 
 import click
 
 from benchmarks.accounts import running_gateway
 from benchmarks.command import outcome_of
+from benchmarks.plots import lines
 from benchmarks.processes import watching
-from benchmarks.report import document
+from benchmarks.report import Times, document, mb, section, table, times
 from benchmarks.surroundings import surroundings
 from benchmarks.wrk import LoadFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from benchmarks.accounts import Gateway, Visit
-    from benchmarks.processes import Watched
 
-STREAMS, SECONDS, LINES_PER_S = 1000, 60, 5
+STEPS = (1, 10, 100, 1000)
+SECONDS, LINES_PER_S = 15, 5
 
 _KEYS = 20
 _OPENED_PER_S = 100
-_WARM_UP_S = 5
+_WARM_UP_S = 2
 
-_HEADER = "| program | CPU, % of a core | RSS, MB: least | most |\n|---|---:|---:|---:|"
+_PROGRAMS = ("envoy", "authz", "redis", "postgres", "both ends")
+_HEADER = "streams | at once | a line under way, p50 ms | p99 | max"
 
 
-async def measure_load(streams: int, seconds: int, lines_per_s: int) -> str:
-    """Return the section on so many streams at once.
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """Streams at once: how long a line was under way, and what the programs took.
+
+    ``cpu`` is a share of a core, ``memory_kb`` the most that was resident.
+    """
+
+    streams: int
+    at_once: int
+    lines: int
+    under_way: Times
+    cpu: dict[str, float]
+    memory_kb: dict[str, int]
+
+
+async def measure_crowds() -> list[Crowd]:
+    """Measure one stream to very many. Raises ConfigError, ChildDied, LoadFailed."""
+    return [await measure_crowd(count, SECONDS, LINES_PER_S) for count in STEPS]
+
+
+async def measure_crowd(streams: int, seconds: int, lines_per_s: int) -> Crowd:
+    """Measure so many streams at once.
 
     Raises LoadFailed if one is not whole, or not counted once.
     """
-    click.echo(f"load, {streams:,} streams", err=True)
+    click.echo(f"streams at once: {streams:,}", err=True)
     async with running_gateway(lines_per_s) as gateway:
         async with watching(gateway.pids) as watched:
             visits = await _open_all(gateway, streams, seconds * lines_per_s)
             await asyncio.sleep(_WARM_UP_S)
             watched.warmed_up()
-            running = sum(not visit.client.ended.is_set() for visit in visits)
+            at_once = sum(not visit.client.ended.is_set() for visit in visits)
             for visit in visits:
                 await visit.client.ended.wait()
         problems = await gateway.problems(visits)
     if problems:
         raise LoadFailed("; ".join(problems))
-    return load_section(visits, running, watched)
+    lags = chain.from_iterable(visit.client.heard.lags for visit in visits)
+    memory_kb = {name: max(samples) for name, samples in watched.memory.items()}
+    counts = (streams, at_once, visits[0].lines)
+    return Crowd(*counts, times([*lags]), watched.cpu, memory_kb)
 
 
 async def _open_all(gateway: Gateway, streams: int, lines: int) -> Sequence[Visit]:
@@ -68,35 +93,46 @@ async def _open_all(gateway: Gateway, streams: int, lines: int) -> Sequence[Visi
     return visits
 
 
-def load_section(visits: Sequence[Visit], running: int, watched: Watched) -> str:
+def crowds_section(crowds: Sequence[Crowd]) -> str:
     """Return the table of what the programs took."""
-    lags = [*chain.from_iterable(visit.client.heard.lags for visit in visits)]
-    found = quantiles(lags, n=100, method="inclusive")
-    rows = [
-        f"| {name} | {watched.cpu[name]:.0%} | {min(memory) / 1024:.1f} "
-        f"| {max(memory) / 1024:.1f} |"
-        for name, memory in watched.memory.items()
-    ]
-    paragraphs = (
-        "## Load",
-        "\n".join([_HEADER, *rows]),
-        f"{len(visits):,} streams, opened at {_OPENED_PER_S} a second, {running:,} of "
-        f"them at once; {visits[0].lines} lines in each, a chunk each. A line was "
-        f"under way for p50 {found[49] * 1e3:.1f} ms, p99 {found[98] * 1e3:.1f} ms, "
-        f"at most {max(lags) * 1e3:.0f} ms, from the model server to the client, "
-        "which are one process. Every stream came to its last line; every request "
+    columns = [f"{what} of {name}" for name in _PROGRAMS for what in ("CPU", "RSS")]
+    return section(
+        "Streams at once",
+        table(" | ".join([_HEADER, *columns]), [_row(crowd) for crowd in crowds]),
+        "![processors by streams](streams.svg)",
+        f"Streams of {crowds[0].lines} lines, a chunk each, opened at {_OPENED_PER_S} "
+        "a second. A line is under way from the model server to the client, which are "
+        "one process (both ends). Every stream came to its last line; every request "
         "is recorded once, with the tokens that its last line told; every slot is "
         "free again, and no entry of the access log was dropped. Half of the "
-        f"{_KEYS} keys have limits. Memory is sampled every second while all run. "
-        "Of clusters.yaml one thing is changed: it lets more through to the model "
-        "server at once.",
+        f"{_KEYS} keys have limits. CPU is a share of one core, RSS the most of "
+        "samples taken every second. Of clusters.yaml one thing is changed: it lets "
+        "more through to the model server at once.",
     )
-    return "\n\n".join(paragraphs)
+
+
+def crowds_plots(crowds: Sequence[Crowd]) -> Mapping[str, str]:
+    """Return the plot."""
+    curves = {
+        name: [(float(crowd.streams), crowd.cpu[name] * 100) for crowd in crowds]
+        for name in _PROGRAMS
+    }
+    plot = lines("CPU, % of a core", "streams at once", curves, own="authz")
+    return {"streams.svg": plot}
+
+
+def _row(crowd: Crowd) -> Iterator[str]:
+    under_way = crowd.under_way
+    yield from (f"{crowd.streams:,}", f"{crowd.at_once:,}")
+    yield from (f"{under_way.p50_ms:.1f}", f"{under_way.p99_ms:.1f}")
+    yield f"{under_way.max_ms:.0f}"
+    for name in _PROGRAMS:
+        yield from (f"{crowd.cpu[name]:.1%}", mb(crowd.memory_kb[name]))
 
 
 @click.command()
-@click.option("--streams", default=STREAMS, show_default=True)
-@click.option("--seconds", default=SECONDS, show_default=True, help="Of one stream.")
+@click.option("--streams", default=STEPS[-1], show_default=True)
+@click.option("--seconds", default=60, show_default=True, help="Of one stream.")
 @click.option("--lines", default=LINES_PER_S, show_default=True, help="Each second.")
 def main(streams: int, seconds: int, lines: int) -> None:
     """Run many streams at once, and check that each is whole and counted once."""
@@ -104,8 +140,8 @@ def main(streams: int, seconds: int, lines: int) -> None:
 
 
 async def _report(streams: int, seconds: int, lines_per_s: int) -> str:
-    section = await measure_load(streams, seconds, lines_per_s)
-    return document(surroundings(), [section])
+    crowd = await measure_crowd(streams, seconds, lines_per_s)
+    return document(surroundings(), [crowds_section([crowd])])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ _SAMPLE_S = 1.0
 
 def memory_kb(pid: int, what: re.Pattern[str] = RESIDENT) -> int:
     """Return the memory of a process."""
-    found = what.search(Path(f"/proc/{pid}/status").read_text())
+    found = what.search(_proc(pid, "status"))
     return int(found[1]) if found else 0
 
 
@@ -59,28 +59,44 @@ async def watching(pids: Mapping[str, int]) -> AsyncIterator[Watched]:
     """Watch programs for the length of the block."""
     watched = Watched(pids)
     watched.warmed_up()
-    before, began = _cpu_of_families(pids), perf_counter()
+    before, began = cpu_of_families(pids), perf_counter()
     sampling = asyncio.create_task(watched.keep_sampling())
     try:
         yield watched
     finally:
         sampling.cancel()
-        seconds, after = perf_counter() - began, _cpu_of_families(pids)
+        seconds, after = perf_counter() - began, cpu_of_families(pids)
         watched.cpu = {name: (after[name] - before[name]) / seconds for name in pids}
 
 
-def _cpu_of_families(pids: Mapping[str, int]) -> dict[str, float]:
+def cpu_of_families(pids: Mapping[str, int]) -> dict[str, float]:
+    """Return the seconds that programs have run so far, with what they started."""
     return {name: sum(map(_cpu_ever, _family(pid))) for name, pid in pids.items()}
 
 
+def memory_of_families(pids: Mapping[str, int]) -> dict[str, int]:
+    """Return the resident kB of programs with what they started."""
+    return {name: sum(map(memory_kb, _family(pid))) for name, pid in pids.items()}
+
+
 def _cpu_ever(pid: int) -> float:
-    times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[_TIMES]
+    times = _proc(pid, "stat").rpartition(")")[2].split()[_TIMES]
     return sum(map(int, times)) / _TICKS_PER_S
 
 
 def _family(pid: int) -> Iterator[int]:
     """Return a process and what descends from it."""
     yield pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    for child in children:
+    for child in _proc(pid, f"task/{pid}/children").split():
         yield from _family(int(child))
+
+
+def _proc(pid: int, name: str) -> str:
+    """Return what the kernel says; nothing of what has ended: its parent has its time.
+
+    Servers of PostgreSQL come and go.
+    """
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

@@ -26,7 +26,7 @@ from authz.local.redis import embedded_redis
 from authz.ports import KeyChanges
 from benchmarks.command import outcome_of
 from benchmarks.replicas import PASSES, at_rate, check_message, replica
-from benchmarks.report import document, revocation_section
+from benchmarks.report import Times, document, section, table, times
 from benchmarks.surroundings import surroundings
 from benchmarks.wrk import LoadFailed
 
@@ -53,6 +53,8 @@ _MOST_S = 10.0
 _MODELS = ("registry.ollama.ai/library/llama3.*:*",)
 _OTHER_MODELS = ("registry.ollama.ai/library/mistral:latest",)
 _REVOKED, _NOT_LISTED = 401, 403
+
+_HEADER = "from | to | samples | p50 ms | p99 ms | max ms"
 
 # The statements that a listening connection alone sends.
 _LISTENERS = """
@@ -86,12 +88,17 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """What was measured, in seconds; ``load`` are the calls that ran beside."""
+    """What was measured; ``load`` are the calls that ran beside.
 
-    revoked: list[float]
-    models_changed: list[float]
-    cuts: list[Cut]
-    load: list[float]
+    ``deaf``, ``meanwhile`` and ``late`` are those of all cuts.
+    """
+
+    revoked: Times
+    models_changed: Times
+    deaf: Times
+    meanwhile: Times
+    late: Times
+    load: Times
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +169,14 @@ async def measure_revocation() -> Revocation:
         finally:
             stop.set()
             load = await loading
-        return Revocation(revoked, models_changed, cuts, load)
+        return Revocation(
+            revoked=times(revoked),
+            models_changed=times(models_changed),
+            deaf=times([cut.deaf for cut in cuts]),
+            meanwhile=times([seconds for cut in cuts for seconds in cut.refused]),
+            late=times([cut.late for cut in cuts]),
+            load=times(load),
+        )
 
 
 async def _load_keys(site: Site) -> Sequence[Subject]:
@@ -262,6 +276,34 @@ async def _site() -> AsyncIterator[Site]:
             for number in range(REPLICAS)
         ]
         yield Site(replicas, *connections)
+
+
+def revocation_section(measured: Revocation) -> str:
+    """Return the table of revocations."""
+    rows = (
+        ("COMMIT of a revocation", "last refusal", measured.revoked),
+        ("COMMIT of other models", "last refusal", measured.models_changed),
+        ("cut of LISTEN", "all listen again", measured.deaf),
+        ("COMMIT of a revocation meanwhile", "last refusal", measured.meanwhile),
+        ("all listen again", "last refusal of all these", measured.late),
+    )
+    return section(
+        "Revocation",
+        table(_HEADER, [_row(*row) for row in rows], words=2),
+        f"{REPLICAS} replicas of `authz serve`, each with the key in memory, on one "
+        "PostgreSQL and one Redis; all share the cores named above with the client. "
+        "From the return of the COMMIT each replica is asked for the key again and "
+        "again, every millisecond at most; a time ends with the refusal of the last, "
+        "and has at least one call to each in it.",
+        f"Beside it, {measured.load.count:,} Checks of other keys, evenly in time and "
+        f"all allowed: {measured.load}. LISTEN is cut by ending the "
+        "server's processes of all connections that listen at once.",
+    )
+
+
+def _row(since: str, until: str, taken: Times) -> Sequence[str]:
+    figures = (taken.p50_ms, taken.p99_ms, taken.max_ms)
+    return (since, until, str(taken.count), *(f"{figure:.1f}" for figure in figures))
 
 
 async def _report() -> str:

@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from statistics import quantiles
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ from benchmarks.command import outcome_of
 from benchmarks.listeners import behind_a_gateway
 from benchmarks.parts import starting
 from benchmarks.processes import watching
-from benchmarks.report import document
+from benchmarks.report import Times, document, section, times
 from benchmarks.surroundings import surroundings
 from benchmarks.wrk import find_wrk
 
@@ -81,7 +80,7 @@ SELECT bool_and(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
 class Sent:
     """What the flood was answered, by status, and for how long it was sent."""
 
-    statuses: Mapping[int, int]
+    statuses: dict[int, int]
     seconds: float
 
     @property
@@ -92,13 +91,14 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Flood:
-    """What one flood did; ``good`` are the seconds and statuses of good cold keys."""
+    """What one flood did, and how good cold keys fared meanwhile."""
 
     sources: int
     sent: Sent
-    good: Sequence[tuple[float, int]]
+    good: Times
+    good_statuses: dict[int, int]
     lookups: int
-    cpu: Mapping[str, float]
+    cpu: dict[str, float]
     load_average: float
 
     @property
@@ -108,7 +108,7 @@ class Flood:
         return self.sources * at_most
 
 
-async def measure_strangers() -> Sequence[Flood]:
+async def measure_strangers() -> list[Flood]:
     """Measure, after a run without a flood. Raises ConfigError, ChildDied."""
     find_wrk()
     return [await _measure(sources) for sources in (0, *SOURCES)]
@@ -132,7 +132,9 @@ async def _measure(sources: int) -> Flood:
             load = os.getloadavg()[0]
             await connection.fetchval(_END_OTHERS)
             lookups = await connection.fetchval(_LOOKUPS) - before
-        return Flood(sources, await sent, answers, lookups, watched.cpu, load)
+        good = times([seconds for seconds, _ in answers])
+        statuses = Counter(status for _, status in answers)
+        return Flood(sources, await sent, good, statuses, lookups, watched.cpu, load)
 
 
 async def _issue_keys(connection: Connection) -> Sequence[str]:
@@ -204,8 +206,8 @@ async def _flood(port: int, sources: int, workplace: Path) -> Sent:
 
 def strangers_section(floods: Sequence[Flood]) -> str:
     """Return the table of floods."""
-    paragraphs = (
-        "## Unknown keys",
+    return section(
+        "Unknown keys",
         "\n".join([_HEADER, *(_row(flood, floods[0]) for flood in floods)]),
         f"The whole gateway; {GOOD_KEYS:,} good keys that it has never seen are "
         f"asked for at {GOOD_PER_S} a second, from {_GOOD_SOURCES} addresses that "
@@ -217,18 +219,16 @@ def strangers_section(floods: Sequence[Flood]) -> str:
         "look-ups, less those of the run without a flood. CPU is a share of one "
         "core. All programs share the cores named above.",
     )
-    return "\n\n".join(paragraphs)
 
 
 def _row(flood: Flood, quiet: Flood) -> str:
-    times = [seconds for seconds, _ in flood.good]
-    found = quantiles(times, n=100, method="inclusive")
+    good = (flood.good.p50_ms, flood.good.p99_ms, flood.good.max_ms)
     cells = (
         f"{flood.sources:,}",
         f"{flood.sent.per_s:,.0f}",
         _statuses(flood.sent.statuses),
-        _statuses(Counter(status for _, status in flood.good)),
-        *(f"{seconds * 1e3:.1f}" for seconds in (found[49], found[98], max(times))),
+        _statuses(flood.good_statuses),
+        *(f"{figure:.1f}" for figure in good),
         f"{flood.lookups - quiet.lookups:,}",
         f"{flood.bound:,.0f}",
         *(f"{share:.0%}" for share in flood.cpu.values()),

@@ -1,4 +1,4 @@
-"""One sample of load: wrk against one subject, and what it measured.
+"""One sample of load: a client against one subject, and what it measured.
 
 A sample with a single failed request is an error: refusing is cheaper than serving.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _SCRIPT = Path(__file__).with_name("wrk.lua")
-_MORE_S = 20.0  # what wrk may take longer than it was told to measure
+_MORE_S = 20.0  # what a client may take longer than it was told to measure
+_UNDER_WAY = 200  # more keys than a client has asked with and had no answer to
 
 
 class LoadFailed(AuthzError):
@@ -27,16 +29,38 @@ class LoadFailed(AuthzError):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How hard a subject is called: connections in use at once, and for how long."""
+    """How hard a subject is called, and for how long: by wrk on so many connections,
+    each asking again when it is answered; or, where ``per_s`` is set, evenly in time.
+    """
 
     connections: int
     seconds: int
+    per_s: int = 0
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return f"{self.per_s}/s" if self.per_s else str(self.connections)
+
+
+@dataclass(slots=True)
+class Target:
+    """Where a load goes; ``folder`` has the files ``keys``, one a line, and ``body``.
+
+    A file of one key is for all requests; of more, each request takes the next.
+    """
+
+    port: int
+    folder: Path
+    path: str
+    next_key: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Requests per second, and latencies in milliseconds."""
+    """How many requests, how many a second, and latencies in milliseconds."""
 
+    requests: int
     rps: float
     p50_ms: float
     p99_ms: float
@@ -51,27 +75,34 @@ def find_wrk() -> str:
     return program
 
 
-async def measure(port: int, load: Load, workplace: Path) -> Sample:
-    """Put load on a port of this machine; ``workplace`` has the file ``key``.
-
-    Raises ChildDied, or LoadFailed if any request failed.
-    """
-    log = workplace / "wrk.log"
-    command = _command(f"http://127.0.0.1:{port}/api/chat", load)
-    async with running("wrk", command, log=log, cwd=workplace) as child:
+async def measure(target: Target, load: Load) -> Sample:
+    """Put load on a target. Raises ChildDied, or LoadFailed if any request failed."""
+    log = target.folder / "client.log"
+    command = _steady(target, load) if load.per_s else _wrk(target, load)
+    async with running("client", command, log=log, cwd=target.folder) as child:
         await run_to_end(child, load.seconds + _MORE_S)
-    return _sample(log.read_text().splitlines()[-1])
+    sample = _sample(log.read_text().splitlines()[-1])
+    target.next_key += sample.requests + _UNDER_WAY
+    return sample
 
 
-def _command(url: str, load: Load) -> Sequence[str]:
+def _wrk(target: Target, load: Load) -> Sequence[str]:
     return (
         find_wrk(),
         *("--threads", "1"),
         *("--connections", str(load.connections)),
         *("--duration", f"{load.seconds}s"),
+        *("--timeout", f"{_MORE_S:.0f}s"),
         *("--script", str(_SCRIPT)),
-        url,
+        f"http://127.0.0.1:{target.port}{target.path}",
+        *("--", str(target.next_key)),
     )
+
+
+def _steady(target: Target, load: Load) -> Sequence[str]:
+    numbers = (target.port, target.next_key, load.connections, load.per_s, load.seconds)
+    module = (sys.executable, "-m", "benchmarks.steady")
+    return (*module, target.path, *map(str, numbers))
 
 
 def _sample(line: str) -> Sample:
@@ -80,6 +111,7 @@ def _sample(line: str) -> Sample:
         msg = f"{result['failed']} failures among {result['requests']} answers"
         raise LoadFailed(msg)
     return Sample(
+        requests=result["requests"],
         rps=result["requests"] / result["duration_us"] * 1e6,
         p50_ms=result["p50_us"] / 1e3,
         p99_ms=result["p99_us"] / 1e3,
