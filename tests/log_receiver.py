@@ -27,9 +27,13 @@ WITHIN_S = 20
 
 @dataclass
 class Receiver:
-    """What came, as (name of the log, entry), oldest first."""
+    """What came, as (name of the log, entry), oldest first.
+
+    ``messages`` has the ids of the requests that each message told of.
+    """
 
     entries: list[tuple[str, HttpAccessLogEntry]] = field(default_factory=list)
+    messages: list[set[str]] = field(default_factory=list)
     _first: dict[tuple[str, str | None, int], HttpAccessLogEntry] = field(
         default_factory=dict
     )
@@ -57,6 +61,7 @@ class Receiver:
             name = message.identifier.log_name if message.identifier else name
             assert message.http_logs
             async with self._came:
+                self.messages.append(set())
                 for entry in message.http_logs.log_entry:
                     self._add(name, entry)
                 self._came.notify_all()
@@ -66,6 +71,7 @@ class Receiver:
         self.entries.append((log, entry))
         assert entry.common_properties
         assert entry.request
+        self.messages[-1].add(entry.request.request_id)
         kind = entry.common_properties.access_log_type
         self._first.setdefault((log, entry.request.request_id, kind), entry)
 

@@ -40,7 +40,7 @@ _DEFAULTS: dict[str, Any] = {
     # What was sent may have been done, and counted; nothing is sent twice. (The pool
     # notices connections that have gone since their last use.)
     "retry": Retry(NoBackoff(), 0),
-    "socket_timeout": 1.0,  # in_time() is shorter
+    "socket_timeout": None,  # in_time() bounds all; this would cost a task a write
     "max_connections": _MOST_CONNECTIONS,
 }
 _TLS = TlsOptions("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_password")

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from redis.asyncio import RedisCluster
 from redis.exceptions import NoScriptError
 
+from authz.adapters.redis_batches import RedisBatches
 from authz.adapters.redis_client import TIMEOUT_S, in_time, translated_errors
 from authz.core.limits import Limit, Outcome, Quota
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from authz.adapters.redis_client import Client
     from authz.core.limits import Demand, Limits, Recorded
+
+    Send = Callable[..., Awaitable[Any]]
 
 SCRIPT = files(__package__).joinpath("limits.lua").read_text()
 
@@ -22,7 +29,12 @@ class RedisLimits:
     """The LimitStore of several replicas. All raise CacheUnavailable."""
 
     def __init__(self, redis: Client, script: str = SCRIPT) -> None:
-        self._redis = redis
+        # In a Cluster, what is under way to one server must not wait for another.
+        self._send: Send = (
+            partial(_send_alone, redis)
+            if isinstance(redis, RedisCluster)
+            else RedisBatches(redis).run
+        )
         self._script = script
         self._sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
@@ -66,8 +78,12 @@ class RedisLimits:
         names = (of_key, f"{of_key}:running", f"{of_key}:held:{arguments[0]}")
         given = (call, *("" if each is None else each for each in arguments))
         with translated_errors():
-            async with in_time(TIMEOUT_S):
-                try:
-                    return await self._redis.evalsha(self._sha, 3, *names, *given)
-                except NoScriptError:
-                    return await self._redis.eval(self._script, 3, *names, *given)
+            try:
+                return await self._send("EVALSHA", self._sha, 3, *names, *given)
+            except NoScriptError:
+                return await self._send("EVAL", self._script, 3, *names, *given)
+
+
+async def _send_alone(redis: RedisCluster, *command: str | int) -> Any:  # noqa: ANN401 - Redis's
+    async with in_time(TIMEOUT_S):
+        return await redis.execute_command(*command)

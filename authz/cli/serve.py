@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+import uvloop
 
 from authz import log, workers
-from authz.cli.environment import async_command, data_dir_option, settings_for
+from authz.cli.environment import data_dir_option, settings_for
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,12 +17,11 @@ if TYPE_CHECKING:
 @click.command()
 @data_dir_option
 @click.option("--worker", type=int, hidden=True, help="Be this one of several.")
-@async_command
-async def serve(data_dir: Path, worker: int | None) -> None:
+def serve(data_dir: Path, worker: int | None) -> None:
     """Answer Envoy's Check calls until SIGTERM."""
     settings = settings_for(data_dir)
     log.configure(settings.log_level, settings.log_format)
     if worker is None:
-        await workers.serve(settings)
+        uvloop.run(workers.serve(settings))
     else:
-        await workers.serve_as_child(settings, worker)
+        uvloop.run(workers.serve_as_child(settings, worker))

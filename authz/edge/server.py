@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,7 @@ async def serving(
     healthy = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     _bind(server, socket)
+    _set_aside_what_stays()
     await server.start()
     await healthy.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
     try:
@@ -97,6 +99,12 @@ def _streams(logs: AccessLog) -> grpc.GenericRpcHandler:
             )
         },
     )
+
+
+def _set_aside_what_stays() -> None:
+    """Spare requests the wait while the collector looks at all that was imported."""
+    gc.collect()
+    gc.freeze()
 
 
 def _bind(server: grpc.aio.Server, socket: Path) -> None:

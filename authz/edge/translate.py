@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from authz.core.model import Decision
 
 CREDENTIAL_HEADERS = ("authorization", "x-api-key")
-# In the metadata of what may pass: its key has limits, and where it stands; and how
-# many tokens of input it was taken for, if its bytes alone do not tell.
+# In the metadata of what may pass: its key has limits, and where it stands; that it
+# holds a slot, so that Envoy tells of its end at once; and how many tokens of input
+# it was taken for, if its bytes alone do not tell.
 LIMITED = "limited"
+SLOT = "slot"
 INPUT_ESTIMATE = "input_estimate"
 RETRY_AFTER_S = 1
 
@@ -41,7 +43,7 @@ def request_of(message: bytes) -> Request:
     """Read a CheckRequest; what it lacks is empty and is denied as such."""
     check, body = wire.parse(message)
     http = check.attributes.request.http
-    headers = dict(http.headers)
+    headers = {name: http.headers[name] for name in http.headers}
     return Request(
         method=http.method,
         path=http.path,
@@ -73,6 +75,8 @@ def response_of(decision: Decision) -> bytes:
         allowed += _more_metadata({INPUT_ESTIMATE: decision.input_estimate})
     if decision.limited is not None:
         allowed += _more_metadata({LIMITED: _quota_headers(decision.limited)})
+        if decision.key.limits.concurrency is not None:
+            allowed += _SLOT_HELD
     return allowed
 
 
@@ -105,6 +109,9 @@ def _more_metadata(metadata: Mapping[str, list[str] | dict[str, str] | int]) -> 
     more = pb.CheckResponse()
     more.dynamic_metadata.update(metadata)
     return more.SerializeToString()
+
+
+_SLOT_HELD = _more_metadata({SLOT: True})
 
 
 def _quota_headers(limited: Outcome) -> dict[str, str]:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from authz.adapters import redis_limits
+from authz.adapters import redis_batches
 from authz.adapters.redis_limits import RedisLimits
 from authz.core.limits import Budget, Demand, Limit, Limits, Outcome, Period, Recorded
 from authz.memory_limits import MemoryLimits
@@ -267,12 +267,16 @@ async def test_many_at_once_get_no_more_than_the_limit(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many replicas ask at the same moment, and there is one Redis."""
-    monkeypatch.setattr(redis_limits, "TIMEOUT_S", 10)  # a busy machine is no fault
-    store, key_id = RedisLimits(redis), str(uuid4())
+    monkeypatch.setattr(redis_batches, "TIMEOUT_S", 10)  # a busy machine is no fault
+    key_id, told = str(uuid4()), Recorded(0, 0)
     demands = [Demand(f"r{n}", 10, Period(0, 0, 2**40, 2**41)) for n in range(60)]
     limits = Limits(rpm=50, concurrency=20, budget=Budget(10_000, "day"))
+    replicas = [RedisLimits(redis) for _ in demands]
     outcomes = await asyncio.gather(
-        *(store.reserve(key_id, limits, demand, Recorded(0, 0)) for demand in demands)
+        *(
+            replica.reserve(key_id, limits, demand, told)
+            for replica, demand in zip(replicas, demands, strict=True)
+        )
     )
     admitted = [o for o in outcomes if isinstance(o, Outcome) and o.refused is None]
     assert len(admitted) == 20

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from authz import limiter
-from authz.adapters import redis_limits
+from authz.adapters import redis_batches
 from authz.adapters.redis_limits import RedisLimits
 from authz.core.limits import (
     LEASE_S,
@@ -454,7 +454,7 @@ def no_time_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for nothing here, and for Redis as long as a busy machine takes."""
     monkeypatch.setattr(limiter, "_SLOT_WAIT_S", 0)
     monkeypatch.setattr(limiter, "_RETRY_S", 0)
-    monkeypatch.setattr(redis_limits, "TIMEOUT_S", 10)
+    monkeypatch.setattr(redis_batches, "TIMEOUT_S", 10)
 
 
 @settings(

@@ -55,6 +55,18 @@ QUOTAS = {
 
 
 @pytest.mark.parametrize(
+    ("limits", "holds"),
+    [("concurrency=1", True), ("rpm=5,concurrency=2", True), ("rpm=5,tpm=5", False)],
+)
+async def test_envoy_is_told_who_holds_a_slot(limits: str, *, holds: bool) -> None:
+    """Of their ends it tells at once: the next request may wait for that."""
+    allow = Allow(replace(ROOT, limits=parse_limits(limits)), "/api/chat", "m")
+    verdict = await own_limiter(FakeClock()).admit(allow, "a", 1)
+    message = pb.CheckResponse.FromString(response_of(verdict))
+    assert ("slot" in message.dynamic_metadata.fields) is holds
+
+
+@pytest.mark.parametrize(
     ("limit", "reason", "others"),
     [
         (Limit.REQUESTS, Reason.LIMIT_REQUESTS, {}),

@@ -481,6 +481,30 @@ UNKNOWN = mint(b"never issued".ljust(32))
 BROKEN_FRAME = bytes.fromhex("000004 08 00 00000000 00000000")
 
 
+@pytest.mark.parametrize("limits", ["", "rpm=100,tpm=100000"])
+async def test_entries_travel_together(metered: Metered, limits: str) -> None:
+    """One message each would cost authz as much as the checks."""
+    key = await metered.gateway.new_key("llama3.1", limits=limits)
+    assert len(await messages_of(metered, key, 20)) < 20
+
+
+async def test_who_holds_a_slot_is_told_of_alone_and_at_once(metered: Metered) -> None:
+    key = await metered.gateway.new_key("llama3.1", limits="concurrency=20")
+    assert [len(told) for told in await messages_of(metered, key, 20)] == [1] * 20
+
+
+async def messages_of(metered: Metered, key: str, number: int) -> list[set[str]]:
+    """Return the messages that tell of so many requests at once."""
+    metered.gateway.upstream.script = answer(200, b"{}", JSON)
+    answers = await asyncio.gather(
+        *(http1(metered.gateway.port, chat(key)) for _ in range(number))
+    )
+    ids = {answered.header("x-request-id") or "" for answered in answers}
+    for request_id in ids:
+        await metered.log.entry(request_id)
+    return [told & ids for told in metered.log.messages if told & ids]
+
+
 async def test_no_entry_is_sent_of_whom_authz_refuses(metered: Metered) -> None:
     denied = [
         await http1(metered.gateway.port, chat(UNKNOWN)),

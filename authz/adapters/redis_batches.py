@@ -1,0 +1,72 @@
+"""Commands of several callers in one write: to tell Redis costs more than to ask it.
+
+While one batch is under way the next one gathers, so a lone command waits for nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from authz.adapters.redis_client import TIMEOUT_S, in_time, translated_errors
+from authz.errors import CacheUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from redis.asyncio import Redis
+
+    Command = tuple[str | int, ...]
+    Waiting = tuple[Command, asyncio.Future[Any]]
+
+# The last of so many scripts has its answer in time.
+_MOST = 64
+
+
+class RedisBatches:
+    """Runs commands on one server."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._waiting: list[Waiting] = []
+        self._sending: asyncio.Task[None] | None = None
+
+    async def run(self, *command: str | int) -> Any:  # noqa: ANN401 - Redis's
+        """Return the answer. Raises CacheUnavailable, and what Redis says is wrong."""
+        answer = asyncio.get_running_loop().create_future()
+        self._waiting.append((command, answer))
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._send_all())
+        return await answer
+
+    async def _send_all(self) -> None:
+        """Send what waits, and fail all of it where Redis does not answer."""
+        batch: Sequence[Waiting] = ()
+        reason = "not sent"
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
+                await self._send(batch)
+        except CacheUnavailable as error:
+            reason = str(error)
+        finally:
+            self._sending = None
+            left, self._waiting = [*batch, *self._waiting], []
+            for _, answer in left:
+                if not answer.done():
+                    answer.set_exception(CacheUnavailable(reason))
+
+    async def _send(self, batch: Sequence[Waiting]) -> None:
+        pipeline = self._redis.pipeline(transaction=False)
+        for command, _ in batch:
+            pipeline.execute_command(*command)
+        with translated_errors():
+            async with in_time(TIMEOUT_S):
+                said = await pipeline.execute(raise_on_error=False)
+        for (_, answer), each in zip(batch, said, strict=True):
+            if answer.done():  # nobody waits for it any more
+                continue
+            if isinstance(each, Exception):
+                answer.set_exception(each)
+            else:
+                answer.set_result(each)

@@ -1,0 +1,149 @@
+"""Commands of several callers, sent together: each has its own answer."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from redis.exceptions import ConnectionError as NoConnectionError
+from redis.exceptions import ResponseError
+
+from authz.adapters.redis_batches import RedisBatches
+from authz.errors import CacheUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from redis.asyncio import Redis
+
+    Command = tuple[str | int, ...]
+
+
+@dataclass
+class OneServer:
+    """What RedisBatches needs of a Redis; it echoes, when the gate is open."""
+
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    batches: list[list[Command]] = field(default_factory=list)
+    broken: bool = False
+    error: Exception | None = None
+
+    def pipeline(self, *, transaction: bool) -> Pipeline:
+        assert not transaction
+        return Pipeline(self)
+
+
+@dataclass
+class Pipeline:
+    server: OneServer
+    commands: list[Command] = field(default_factory=list)
+
+    def execute_command(self, *command: str | int) -> None:
+        self.commands.append(command)
+
+    async def execute(self, *, raise_on_error: bool) -> Sequence[object]:
+        assert not raise_on_error
+        self.server.batches.append(self.commands)
+        self.server.asked.set()
+        await self.server.gate.wait()
+        if self.server.broken:
+            raise NoConnectionError
+        if self.server.error:
+            raise self.server.error
+        return [self._answer(command) for command in self.commands]
+
+    @staticmethod
+    def _answer(command: Command) -> object:
+        return ResponseError("no") if command == ("WRONG",) else command
+
+
+def asking(server: OneServer, *commands: str) -> list[asyncio.Task[Any]]:
+    """Ask for one command, and for the others while that is under way."""
+    batches = RedisBatches(cast("Redis", server))
+    return [asyncio.create_task(batches.run(command)) for command in commands]
+
+
+async def under_way(server: OneServer) -> None:
+    await asyncio.wait_for(server.asked.wait(), 10)
+
+
+@pytest.fixture
+def server() -> OneServer:
+    return OneServer()
+
+
+async def test_a_lone_command_waits_for_nobody(server: OneServer) -> None:
+    server.gate.set()
+    (answer,) = asking(server, "a")
+    assert await answer == ("a",)
+    assert server.batches == [[("a",)]]
+
+
+async def test_what_comes_meanwhile_goes_together(server: OneServer) -> None:
+    batches = RedisBatches(cast("Redis", server))
+    first = asyncio.create_task(batches.run("a"))
+    await under_way(server)
+    rest = [asyncio.create_task(batches.run(name)) for name in "bcd"]
+    await asyncio.sleep(0)
+    server.gate.set()
+    assert await asyncio.gather(first, *rest) == [("a",), ("b",), ("c",), ("d",)]
+    assert server.batches == [[("a",)], [("b",), ("c",), ("d",)]]
+
+
+async def test_a_batch_has_an_end(server: OneServer) -> None:
+    server.gate.set()
+    await asyncio.gather(*asking(server, *map(str, range(150))))
+    assert [len(batch) for batch in server.batches] == [64, 64, 22]
+
+
+async def test_an_error_is_told_to_its_own_caller(server: OneServer) -> None:
+    server.gate.set()
+    right, wrong = asking(server, "a", "WRONG")
+    assert await right == ("a",)
+    with pytest.raises(ResponseError):
+        await wrong
+
+
+@pytest.mark.parametrize("error", [None, KeyError("a bug")], ids=["away", "bug"])
+async def test_nobody_waits_for_a_redis_that_fails(
+    server: OneServer, error: Exception | None
+) -> None:
+    """Those who wait behind the batch that failed have waited long enough."""
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, _context: None)  # of the bug
+    server.broken, server.error = error is None, error
+    batches = RedisBatches(cast("Redis", server))
+    first = asyncio.create_task(batches.run("a"))
+    await under_way(server)
+    second = asyncio.create_task(batches.run("b"))
+    await asyncio.sleep(0)
+    server.gate.set()
+    for answer in (first, second):
+        with pytest.raises(CacheUnavailable):
+            await answer
+    gc.collect()
+    loop.set_exception_handler(None)
+    server.broken, server.error = False, None
+    assert await batches.run("c") == ("c",)
+
+
+async def test_a_redis_that_hangs_fails_all_in_time(
+    server: OneServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("authz.adapters.redis_batches.TIMEOUT_S", 0.01)
+    for answer in asking(server, "a", "b"):
+        with pytest.raises(CacheUnavailable):
+            await answer
+
+
+async def test_a_caller_that_leaves_takes_no_other_along(server: OneServer) -> None:
+    leaving, staying = asking(server, "a", "b")
+    await under_way(server)
+    leaving.cancel()
+    server.gate.set()
+    assert await staying == ("b",)
+    assert leaving.cancelled()
