@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
 import sys
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -19,7 +20,6 @@ from authz.adapters import body_child
 from authz.errors import BackendError
 
 if TYPE_CHECKING:
-    from asyncio.subprocess import Process
     from collections.abc import AsyncIterator, Iterator
 
     from authz.core.model import Asked, Deny, Request
@@ -67,6 +67,7 @@ class BodyProcess:
         self._bytes = 0
         self._waiting: WeakValueDictionary[str, _Waiting] = WeakValueDictionary()
         self._child: _Child | None = None
+        self._ending: set[asyncio.Future[int]] = set()
 
     @property
     def pid(self) -> int | None:
@@ -92,10 +93,8 @@ class BodyProcess:
 
     async def close(self) -> None:
         """End the process and wait until it is gone."""
-        if self._child is not None:
-            process = self._child.process
-            self._drop()
-            await process.wait()
+        self._drop()
+        await asyncio.gather(*self._ending)
 
     @contextmanager
     def _counted(self, waiting: _Waiting, size: int) -> Iterator[None]:
@@ -114,12 +113,12 @@ class BodyProcess:
             waiting.bytes -= size
 
     async def _ask(self, request: Request) -> Asked | Deny:
-        if self._child is not None and self._child.process.returncode is not None:
+        if self._child is not None and self._child.process.poll() is not None:
             self._drop()
         try:
             async with asyncio.timeout(_TIME_OF_ONE_S):
                 if self._child is None:
-                    self._child = await _start()
+                    self._child = _start()
                 return body_child.read_answer(await self._child.exchange(request))
         except BaseException:
             # It may be in the middle of a frame: whatever it says next would be
@@ -130,9 +129,12 @@ class BodyProcess:
     def _drop(self) -> None:
         if self._child is not None:
             self._child.channel.close()
-            with suppress(ProcessLookupError):
-                self._child.process.kill()
-            self._child = None
+            process, self._child = self._child.process, None
+            process.kill()
+            loop = asyncio.get_running_loop()
+            ending = loop.run_in_executor(None, process.wait)
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
 
 
 def _refuse_late(limit: asyncio.Timeout) -> None:
@@ -143,7 +145,7 @@ def _refuse_late(limit: asyncio.Timeout) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Child:
-    process: Process
+    process: subprocess.Popen[bytes]
     channel: socket.socket
 
     async def exchange(self, request: Request) -> bytes:
@@ -160,14 +162,18 @@ class _Child:
         return line
 
 
-async def _start() -> _Child:
+def _start() -> _Child:
+    """Start a process, and not by the event loop: uvloop's fork runs grpc's handlers.
+
+    These may end a new process before it is one of ours; Python's own vfork runs none.
+    """
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     with theirs:
         try:
-            process = await asyncio.create_subprocess_exec(
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 # -P: no module of the working directory.
-                *(sys.executable, "-P", "-m", body_child.__name__),
+                (sys.executable, "-P", "-m", body_child.__name__),
                 stdin=theirs.fileno(),
                 # It needs no settings, and some of them are secrets.
                 env={k: v for k, v in os.environ.items() if k.startswith(_PYTHONS)},

@@ -24,6 +24,7 @@ async def test_a_large_image_is_charged_as_an_image_when_its_answer_is_left(
     async with client(gateway, key) as calls:
         body = STREAM | {"messages": [LOOK]}
         async with calls.stream("POST", "/api/chat", json=body) as answer:
+            assert answer.status_code == 200
             await anext(answer.aiter_lines())
         row = await recorded(gateway.database_url, key)
         left = (await calls.get("/api/version")).headers["x-ratelimit-remaining-tokens"]
