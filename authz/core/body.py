@@ -32,7 +32,7 @@ _QUICK_BYTES = 64 * 1024
 _QUICK_PARTS = 4_000
 # Values cost many times their bytes; a large prompt or image costs its bytes.
 # (Signs inside texts count too: the bound is generous.)
-_SIGNS = (b"{", b"[", b":", b",")
+_NO_SIGNS = bytes(set(range(256)) - set(b"{[:,"))
 _MOST_PARTS = 500_000
 # JSON schemas of tools and formats nest some dozens deep.
 _DEEPEST = 200
@@ -113,7 +113,8 @@ def _decode_compactly(text: bytes) -> object:
     """
     if not text.isascii():
         _refuse_broken_utf8(text)
-    if b"\\u" not in text:
+    # A lone sign is found several times faster than two.
+    if b"\\" not in text or b"\\u" not in text:
         value: object = _UNIQUE.decode(text.decode("latin-1"))
         return value
     try:
@@ -155,12 +156,15 @@ def _refuse_broken_utf8(text: bytes) -> None:
 
 def is_quickly_read(body: bytes | memoryview) -> bool:
     """Tell whether a body is so small and simple that nobody has to wait for it."""
-    return len(body) <= _QUICK_BYTES and not _has_more(bytes(body), _QUICK_PARTS)
-
-
-def _has_more(text: bytes, parts: int) -> bool:
+    if len(body) > _QUICK_BYTES:
+        return False
     # A text has no more signs than bytes, so most need not be counted.
-    return len(text) > parts and sum(map(text.count, _SIGNS)) > parts
+    return len(body) <= _QUICK_PARTS or len(_signs(bytes(body))) <= _QUICK_PARTS
+
+
+def _signs(text: bytes) -> bytes:
+    """Leave out all but what begins and divides values; one pass, short results."""
+    return text.translate(None, _NO_SIGNS)
 
 
 def read_body(request: Request) -> Json | Deny:
@@ -169,11 +173,15 @@ def read_body(request: Request) -> Json | Deny:
     if refused:
         return Deny(refused)
     text = bytes(request.body)
-    if _has_more(text, _MOST_PARTS):
+    signs = _signs(text)
+    if len(signs) > _MOST_PARTS:
         return Deny(Reason.BODY_TOO_COMPLEX)
     body = _parse(text)
     if isinstance(body, Deny):
         return body
+    opened = signs.count(b"{") + signs.count(b"[")
+    if opened > _DEEPEST and _is_too_deep(body):
+        return Deny(Reason.BODY_TOO_COMPLEX)
     if not all(map(_PLAIN_KEY.fullmatch, body)):
         return Deny(Reason.BODY_ODD_FIELD)
     return body
@@ -229,9 +237,6 @@ def _parse(text: bytes) -> Json | Deny:
         return Deny(Reason.BODY_NOT_STRICT_JSON)
     if not isinstance(body, dict):
         return Deny(Reason.BODY_NOT_STRICT_JSON)
-    opened = text.count(b"{") + text.count(b"[")
-    if opened > _DEEPEST and _is_too_deep(body):
-        return Deny(Reason.BODY_TOO_COMPLEX)
     return body
 
 
