@@ -14,7 +14,8 @@ import httpx
 import yaml
 
 from authz.adapters.postgres import connected
-from authz.cli.envoy_files import findings
+from authz.cli.envoy_files import observations
+from authz.cli.observation import State
 from authz.local.stack import got
 from tests.failing import until
 from tests.manifests import ROOT
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from ssl import SSLContext
 
-    from authz.cli.findings import Finding
+    from authz.cli.observation import Observation
     from tests.gateway import Gateway
     from tests.upstream import RawUpstream
 
@@ -47,15 +48,19 @@ _HEAD = (
 
 
 def mount(folder: Path, files: Mapping[str, str | bytes]) -> None:
-    """Lay out a ConfigMap or a Secret, or a newer state of it, as the kubelet does."""
+    """Lay out a ConfigMap or a Secret, or a newer state of it, as the kubelet does.
+
+    That is: all states at once, and the names of new files after that.
+    """
     state = Path(mkdtemp(prefix="..", dir=folder))
     for name, text in files.items():
         (state / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    (folder / "..data_tmp").symlink_to(state.name)
+    (folder / "..data_tmp").rename(folder / "..data")
+    for name in files:
         if not (folder / name).is_symlink():
             (folder / name).unlink(missing_ok=True)
             (folder / name).symlink_to(f"..data/{name}")
-    (folder / "..data_tmp").symlink_to(state.name)
-    (folder / "..data_tmp").rename(folder / "..data")
 
 
 def put(file: Path, text: str | bytes) -> None:
@@ -215,14 +220,23 @@ class Live:
 
         await until(taken, WITHIN_S)
 
-    async def said(self) -> Finding:
+    async def said(self) -> Observation:
         """Return the one line of `authz healthcheck --deep` for Envoy's files."""
-        (found,) = await findings(self.gateway.run / "admin.sock")
+        (found,) = await observations(self.gateway.run / "admin.sock")
         return found
 
     async def served(self) -> str:
         """Return the state that this line has."""
         return (await self.said()).state
+
+    async def until_served(self) -> None:
+        """Wait until this is ok, and do as the line says: move any file in."""
+
+        async def well() -> bool:
+            put(self.folder / ".again", "")
+            return await self.served() == State.OK
+
+        await until(well, WITHIN_S)
 
     async def until_counted(self, requests: int) -> None:
         """Wait until so many requests are in the usage of the key, and no more."""

@@ -43,9 +43,14 @@ def rendered(part: str, checkout: Path) -> list[Manifest]:
         shutil.copytree(ROOT / folder, checkout / folder, dirs_exist_ok=True)
     copy = checkout / "deploy/kubernetes"
     subprocess.run([copy / "overlays/dev/secrets.sh"], check=True)
+    return kustomized(copy / part)
+
+
+def kustomized(folder: Path) -> list[Manifest]:
+    """Render what a folder has, by kubectl."""
     assert KUBECTL is not None
     output = subprocess.run(
-        [KUBECTL, "kustomize", copy / part], check=True, capture_output=True
+        [KUBECTL, "kustomize", folder], check=True, capture_output=True
     )
     return list(yaml.safe_load_all(output.stdout))
 

@@ -59,6 +59,14 @@ def settings_for(data_dir: Path) -> Settings:
     return settings
 
 
+def sockets_of(settings: Settings, data_dir: Path) -> Path:
+    """Return where the sockets of the gateway are: those of `authz up`, if it runs."""
+    linked_by_up = data_dir / "run"
+    if "listen" in settings.model_fields_set or not _is_ours(linked_by_up):
+        return settings.listen
+    return linked_by_up
+
+
 def _is_ours(file: Path) -> bool:
     try:
         status = file.stat()

@@ -1,33 +1,39 @@
 """Whether Envoy serves what stands in its files, as its admin interface lets one see.
 
 It counts what it has rejected, and does not say whether that still stands there. So
-when it last took a file is compared with when the file was put where it is; and the
-certificates that it read last with those that it uses.
+when it last took a file is compared with when the file was put where it is, and with
+when it took the others of the folder: on any move into it, Envoy reads them all.
 """
 
 from __future__ import annotations
 
 import json
-import ssl
-from base64 import b64decode
+import re
 from dataclasses import dataclass
+from enum import Enum, auto
 from http import HTTPStatus
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from authz.cli import probes
-from authz.cli.findings import OK, OPEN, UNKNOWN, Finding
+from authz.cli.envoy_certificates import certificates_in_use
+from authz.cli.observation import Observation, State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 _STATS = "/stats?filter=update_(time%7Crejected%7Cfailure)$"
 _ASKED = (_STATS, "/config_dump", "/certs")
 # Where Kubernetes mounts a ConfigMap, this link is what it moves into place.
 _CURRENT = "..data"
-_SECRETS = ("dynamic_active_secrets", "dynamic_warming_secrets")
-_VERSION_TAG = 0xA0
+_RESOURCE = re.compile(rb"^[^#\n]*@type", re.MULTILINE)
+# What is read on one move is applied within 30 ms, as measured; what is further apart
+# than a second was read on different ones.
+_APPLIED_MS = 100
+_APART_MS = 1000
+_AGAIN = "move any file into its folder to have all read again"
+_WHY = "rejected (see its log), edited in place, or its owner, mode or links changed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +44,159 @@ class _Source:
     stats: str
 
 
-async def findings(admin: Path) -> list[Finding]:
-    """Return what was found, one line each; nothing where there is no Envoy."""
-    if not admin.exists():
-        return []
+class Seen(Enum):
+    """What stands where a file should."""
+
+    RESOURCES = auto()
+    NOTHING = auto()
+    GONE = auto()
+    HIDDEN = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What Envoy tells of a file, and what is seen of it from here."""
+
+    path: Path
+    taken_ms: int  # 0: no state of it yet
+    refusals: int
+    seen: Seen
+    placed_ms: int = 0
+    mounted: bool = False  # then it is placed together with the others of its folder
+
+    def after_ms(self, other: Watched) -> int:
+        """Tell how much later than another it was taken."""
+        return self.taken_ms - other.taken_ms
+
+
+async def observations(admin: Path) -> list[Observation]:
+    """Ask a running Envoy, and look at its files."""
+    try:
+        found = admin.exists()
+    except PermissionError:
+        return [_unknown(f"{admin.parent} may not be looked into")]
+    if not found:
+        return [_unknown(f"no admin interface at {admin}")]
     answers = [await probes.get_from(admin, path) for path in _ASKED]
     if any(status != HTTPStatus.OK for status, _ in answers):
-        return [Finding(UNKNOWN, "Envoy's files: its admin interface does not answer")]
-    return _judged(*(body for _, body in answers))
+        return [_unknown("its admin interface does not answer")]
+    return _observed(*(body for _, body in answers))
 
 
-def _judged(stats: bytes, config: bytes, used: bytes) -> list[Finding]:
-    counts = _counts(stats.decode())
-    dump = json.loads(config)
-    sources = [source for source in {*_sources(dump)} if _known(source, counts)]
-    wrong = [
-        *_wrong_files(sorted(sources, key=lambda source: source.path), counts),
-        *_wrong_certificates(dump["configs"], json.loads(used)["certificates"]),
+def _unknown(text: str) -> Observation:
+    return Observation(State.UNKNOWN, f"Envoy's files: {text}")
+
+
+def _observed(stats: bytes, config: bytes, used: bytes) -> list[Observation]:
+    counts, dump = _counts(stats.decode()), json.loads(config)
+    in_use = certificates_in_use(dump["configs"], json.loads(used)["certificates"])
+    files = [
+        file
+        for source in sorted({*_sources(dump)}, key=lambda source: source.path)
+        if (file := _watched(source, counts)) and not _was_mended(source, file, in_use)
     ]
-    names = ", ".join(sorted(source.path.name for source in sources))
-    return wrong or [Finding(OK, f"Envoy serves what stands in its files: {names}")]
+    told = "Envoy does not use what stands in the files of"
+    wrong = [
+        *judged(files),
+        *(
+            Observation(State.OPEN, f"{told} {name}: rejected, see its log")
+            for name, is_used in in_use.items()
+            if not is_used
+        ),
+    ]
+    names = ", ".join(sorted(file.path.name for file in files))
+    return wrong or [
+        Observation(State.OK, f"Envoy serves what stands in its files: {names}")
+    ]
+
+
+def judged(files: Sequence[Watched]) -> Iterator[Observation]:
+    """Say which files Envoy does not serve, or may not serve."""
+    for file in files:
+        others = [
+            other
+            for other in files
+            if other is not file and other.path.parent == file.path.parent
+        ]
+        if file.seen is Seen.GONE:
+            told = f"{file.path} is gone: Envoy could not start anew"
+            yield Observation(State.OPEN, told)
+        elif _is_not_served(file, others):
+            told = f"Envoy does not serve what stands in {file.path}: {_WHY}; {_AGAIN}"
+            yield Observation(State.OPEN, told)
+        elif file.seen is Seen.NOTHING:
+            told = f"{file.path} holds nothing: Envoy could not start anew"
+            yield Observation(State.OPEN, told)
+        elif file.refusals and _is_undecided(file, others):
+            told = f"Envoy has refused a state of {file.path} since it started"
+            yield Observation(State.UNKNOWN, f"{told}, maybe this one: {_AGAIN}")
+
+
+def _is_not_served(file: Watched, others: Sequence[Watched]) -> bool:
+    if file.placed_ms > file.taken_ms:
+        return True
+    behind = any(other.after_ms(file) > _APART_MS for other in others)
+    return bool(file.refusals) and behind
+
+
+def _is_undecided(file: Watched, others: Sequence[Watched]) -> bool:
+    """Tell whether it may have been refused although it was placed before it was taken.
+
+    Either another file was moved just before it, and what stood here then was still
+    being applied; or the clock was set back.
+    """
+    return file.seen is Seen.HIDDEN or any(
+        _was_read_before(file, other)
+        or (not other.refusals and file.after_ms(other) > _APART_MS)
+        for other in others
+    )
+
+
+def _was_read_before(file: Watched, other: Watched) -> bool:
+    """Tell whether the move of another file may be the last on which it was taken."""
+    # At the same time, too: clocks of file systems stand still for some milliseconds.
+    just_before = (
+        not file.mounted
+        and other.placed_ms <= file.placed_ms
+        and file.taken_ms - other.placed_ms <= _APPLIED_MS
+    )
+    # On its own move, the other one was taken again.
+    return just_before and (other.after_ms(file) >= 0 or bool(other.refusals))
+
+
+def _watched(source: _Source, counts: Mapping[str, int]) -> Watched | None:
+    """Return None where only a rejected listener or cluster names the file."""
+    taken = _of(source, "update_time", counts)
+    if not taken:
+        return None
+    refusals = [
+        *_of(source, "update_rejected", counts),
+        *_of(source, "update_failure", counts),
+    ]
+    return Watched(source.path, min(taken), sum(refusals), *_look(source.path))
+
+
+def _was_mended(source: _Source, file: Watched, in_use: Mapping[str, bool]) -> bool:
+    """Tell whether it was refused for a certificate that has been mended since."""
+    name = source.stats.removeprefix("sds.")
+    return not file.taken_ms and in_use.get(name, False)
+
+
+def _look(path: Path) -> tuple[Seen, int, bool]:
+    try:
+        # When it was moved or written to where it stands, as Envoy cuts it.
+        placed_ns = path.lstat().st_ctime_ns
+        holds = _RESOURCE.search(path.read_bytes())
+        current = path.parent / _CURRENT
+        mounted = current.is_symlink()
+        if mounted:
+            placed_ns = max(placed_ns, current.lstat().st_ctime_ns)
+    except FileNotFoundError:
+        return (Seen.GONE if path.parent.exists() else Seen.HIDDEN), 0, False
+    except OSError:
+        return Seen.HIDDEN, 0, False
+    seen = Seen.RESOURCES if holds else Seen.NOTHING
+    return seen, placed_ns // 1_000_000, mounted
 
 
 def _counts(text: str) -> Mapping[str, int]:
@@ -92,90 +231,3 @@ def _stats(name: str, around: Mapping[str, Any]) -> str:
 def _of(source: _Source, what: str, counts: Mapping[str, int]) -> list[int]:
     end = f"{source.stats}.{what}"
     return [count for name, count in counts.items() if name.endswith(end)]
-
-
-def _known(source: _Source, counts: Mapping[str, int]) -> bool:
-    """Leave out what only a rejected listener or cluster names."""
-    return bool(_of(source, "update_time", counts))
-
-
-def _wrong_files(
-    sources: Iterable[_Source], counts: Mapping[str, int]
-) -> Iterator[Finding]:
-    for source in sources:
-        if not source.path.parent.exists():
-            if sum(_of(source, "update_rejected", counts)) or sum(
-                _of(source, "update_failure", counts)
-            ):
-                told = f"Envoy has rejected a state of {source.path} since it started"
-                yield Finding(UNKNOWN, f"{told}: run this where that can be read")
-            continue
-        try:
-            placed_ms = _placed_ms(source.path)
-        except FileNotFoundError:
-            yield Finding(OPEN, f"{source.path} is gone: Envoy could not start anew")
-            continue
-        if placed_ms > min(_of(source, "update_time", counts)):
-            told = f"Envoy does not serve what stands in {source.path}"
-            yield Finding(OPEN, f"{told}: rejected, see its log, or edited in place")
-
-
-def _placed_ms(path: Path) -> int:
-    """Tell when a file was moved or written to where it stands, as Envoy cuts it."""
-    changed_ns = path.lstat().st_ctime_ns
-    current = path.parent / _CURRENT
-    if current.is_symlink():
-        changed_ns = max(changed_ns, current.lstat().st_ctime_ns)
-    return changed_ns // 1_000_000
-
-
-def _wrong_certificates(
-    configs: Iterable[Mapping[str, Any]], used: Iterable[Mapping[str, Any]]
-) -> Iterator[Finding]:
-    in_use = {
-        int(certificate["serial_number"], 16)
-        for each in used
-        for certificate in (*each["ca_cert"], *each["cert_chain"])
-    }
-    for secret in chain.from_iterable(
-        config.get(kind, ()) for config in configs for kind in _SECRETS
-    ):
-        certificate = _certificate(secret.get("secret", {}))
-        if certificate is not None and _serial(certificate) not in in_use:
-            told = f"Envoy does not use what stands in the files of {secret['name']}"
-            yield Finding(OPEN, f"{told}: rejected, see its log")
-
-
-def _certificate(secret: Mapping[str, Any]) -> bytes | None:
-    match secret:
-        case {"tls_certificate": {"certificate_chain": {"inline_bytes": text}}}:
-            return b64decode(text)
-        case {"validation_context": {"trusted_ca": {"inline_bytes": text}}}:
-            return b64decode(text)
-    return None
-
-
-def _serial(pem: bytes) -> int | None:
-    """Return the serial number of the first certificate; None if it is none.
-
-    RFC 5280, section 4.1: the first field of the first field, after the version.
-    """
-    try:
-        text = pem.decode("ascii")
-        end = text.index(ssl.PEM_FOOTER) + len(ssl.PEM_FOOTER)
-        der = ssl.PEM_cert_to_DER_cert(text[text.index(ssl.PEM_HEADER) : end])
-        content, _ = _element(_element(der)[0])
-        if content[0] == _VERSION_TAG:
-            content = _element(content)[1]
-        return int.from_bytes(_element(content)[0])
-    except (ValueError, IndexError):
-        return None
-
-
-def _element(der: bytes) -> tuple[bytes, bytes]:
-    """Split off the first element: its content, and what follows it."""
-    length, start = der[1], 2
-    if length & 0x80:
-        start += length & 0x7F
-        length = int.from_bytes(der[2:start])
-    return der[start : start + length], der[start + length :]

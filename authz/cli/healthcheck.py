@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from authz.cli.environment import data_dir_option, settings_for
+from authz.cli.environment import data_dir_option, settings_for, sockets_of
 from authz.config import parse_address
 from authz.errors import Refused
 
@@ -47,7 +47,8 @@ def healthcheck(data_dir: Path, *, deep: bool, ollama: tuple[str, int]) -> None:
     """
     settings = settings_for(data_dir)
     if deep:
-        _look_around(settings, ollama)
+        there = {"listen": sockets_of(settings, data_dir)}
+        _look_around(settings.model_copy(update=there), ollama)
     _ask(*parse_address(settings.metrics_listen))
     click.echo("ready")
 
@@ -55,12 +56,12 @@ def healthcheck(data_dir: Path, *, deep: bool, ollama: tuple[str, int]) -> None:
 def _look_around(settings: Settings, ollama: tuple[str, int]) -> None:
     # What this needs takes longer to import than a probe takes.
     from authz.cli.deep_check import look_around  # noqa: PLC0415
-    from authz.cli.findings import OPEN  # noqa: PLC0415
+    from authz.cli.observation import State  # noqa: PLC0415
 
     findings = asyncio.run(look_around(settings, ollama))
     for finding in findings:
         click.echo(f"{finding.state:8}{finding.text}")
-    count = sum(finding.state == OPEN for finding in findings)
+    count = sum(finding.state == State.OPEN for finding in findings)
     if count:
         msg = f"{count} open"
         raise Refused(msg)

@@ -160,6 +160,7 @@ class _Start:
     def tell_other_commands(self, database_url: str, redis_url: str) -> None:
         file = self.plan.data_dir / "env"
         self.stack.callback(file.unlink, missing_ok=True)
+        self.tell_healthcheck()
         host, port = self.metrics
         write_private(
             file,
@@ -167,6 +168,13 @@ class _Start:
             f"AUTHZ_REDIS_URL='{redis_url}'\n"
             f"AUTHZ_METRICS_LISTEN='{host}:{port}'\n",
         )
+
+    def tell_healthcheck(self) -> None:
+        """Say where the sockets are, and not in ``env``: a service would take them."""
+        link = self.plan.data_dir / "run"
+        link.unlink(missing_ok=True)
+        link.symlink_to(self.run)
+        self.stack.callback(link.unlink, missing_ok=True)
 
     async def upstream(self) -> Address | Path:
         if self.plan.upstream is not None:

@@ -284,6 +284,23 @@ def test_no_secret_and_no_tool_of_ours_gets_into_the_image() -> None:
     assert not re.search("(?i)password|secret|token", DOCKERFILE)
 
 
+def test_the_private_key_of_the_door_is_not_checked_in_by_mistake() -> None:
+    tls = yaml.safe_load((ROOT / "envoy/tls.yaml").read_text())
+    (secret,) = tls["resources"]
+    key = Path(secret["tls_certificate"]["private_key"]["filename"])
+    (mounted,) = (m for m in SERVICES["envoy"]["volumes"] if ":/etc/envoy:" in m)
+    here = mounted.partition(":")[0] / key.parent.relative_to("/etc/envoy")
+    assert f"{here}/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_the_wheel_has_envoys_files_and_no_key_that_lies_beside_them() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    listed = yaml.safe_load((ROOT / "envoy/kustomization.yaml").read_text())
+    (files,) = (made["files"] for made in listed["configMapGenerator"])
+    assert included == {f"envoy/{f}": f"authz/envoy_config/{f}" for f in files}
+
+
 def test_what_runs_is_built_elsewhere_and_only_copied() -> None:
     last = lines_of(DOCKERFILE.rpartition("\nFROM ")[2])
     installing = [line for line in last if re.search(r"\b(pip|apt-get|apk)\b", line)]

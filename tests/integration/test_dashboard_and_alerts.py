@@ -220,6 +220,39 @@ def test_an_alert_says_what_it_means_and_where_it_is_said_what_to_do(
     assert anchor == rule["alert"].lower()
 
 
+TAKEN_MS = 1_795_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("scrape", "paged"),
+    [
+        ({}, False),
+        ({"envoy_cluster_manager_cds_update_time": TAKEN_MS - 5_000}, False),
+        ({"envoy_cluster_manager_cds_update_time": TAKEN_MS - 21_000}, True),
+        ({"envoy_http_rds_update_time": TAKEN_MS - 21_000}, True),
+        ({"envoy_listener_manager_lds_update_time": TAKEN_MS - 21_000}, True),
+        ({"envoy_http_rds_update_time": 0}, True),
+        ({"envoy_sds_update_time": 0}, True),
+        ({"envoy_http_rds_update_rejected": 1}, True),
+        ({"envoy_http_rds_update_empty": 1}, True),
+        ({"envoy_sds_key_rotation_failed": 1}, False),
+    ],
+)
+def test_a_file_that_is_not_taken_pages_for_as_long_as_it_is_not(
+    scrape: Mapping[str, int], *, paged: bool
+) -> None:
+    (rule,) = [rule for rule in RULES if rule["alert"] == "EnvoyFileRefused"]
+    promql = re.sub(r"\[\w+\]|ignoring \([^)]*\)", "", rule["expr"])
+    usual = {
+        name: TAKEN_MS if name.endswith("_time") else 0
+        for name in re.findall(r"envoy_\w+", promql)
+    }
+    # Of one instance every aggregation is its value, and the rest is Python, too.
+    of_one: dict[str, Any] = {"abs": abs}
+    of_one |= dict.fromkeys(("max", "min", "sum", "increase"), int)
+    assert eval(promql, of_one, {**usual, **scrape}) is paged  # noqa: S307
+
+
 def test_the_dashboard_can_be_imported_anywhere() -> None:
     (variable,) = DASHBOARD["templating"]["list"]
     assert (variable["name"], variable["type"]) == ("datasource", "datasource")

@@ -21,6 +21,8 @@ from tests.manifests import (
     containers,
     containers_of,
     gateway_pod,
+    kustomized,
+    moved,
     named,
     pods,
     rendered,
@@ -301,6 +303,76 @@ def test_envoy_gets_the_files_of_envoy(manifests: Manifests) -> None:
     files = [f for f in (ROOT / "envoy").iterdir() if f.name != "kustomization.yaml"]
     data = named(manifests, "ConfigMap", "envoy")["data"]
     assert data == {file.name: file.read_text() for file in files}
+
+
+@pytest.fixture(scope="session")
+def with_tls(tmp_path_factory: pytest.TempPathFactory) -> Manifests:
+    """Render production with the component for TLS, as docs/kubernetes.md says."""
+    checkout = tmp_path_factory.mktemp("tls")
+    rendered("overlays/production", checkout)
+    production = checkout / "deploy/kubernetes/overlays/production"
+    file = production / "kustomization.yaml"
+    commented = {"# - ../../components/tls": "- ../../components/tls"}
+    file.write_text(moved(file.read_text(), commented))
+    return kustomized(production)
+
+
+@pytest.mark.kubectl
+@pytest.mark.skipif(KUBECTL is None, reason="there is no kubectl")
+def test_pods_have_the_pair_and_bear_tls_before_the_listener_has_it(
+    with_tls: Manifests,
+) -> None:
+    for manifest in with_tls:
+        if manifest["kind"] not in FOREIGN:
+            kubernetes_validate.validate(manifest, KUBERNETES[0], strict=True)
+    envoy = gateway_pod(with_tls)["envoy"]
+    mounted = {"name": "tls", "mountPath": "/etc/envoy/tls", "readOnly": True}
+    assert mounted in envoy["volumeMounts"]
+    for probe in ("startupProbe", "readinessProbe"):
+        assert envoy[probe]["tcpSocket"] == {"port": "http"}
+        assert "httpGet" not in envoy[probe]
+    pod = named(with_tls, "StatefulSet", "gateway")["spec"]["template"]["spec"]
+    (pair,) = (v["secret"] for v in pod["volumes"] if v["name"] == "tls")
+    assert pair["secretName"] == "gateway-tls"
+    assert "optional" not in pair
+
+
+def test_the_policy_for_servers_elsewhere_opens_what_it_names_and_no_more() -> None:
+    page = (ROOT / "docs/kubernetes.md").read_text()
+    block = page.partition("## Servers elsewhere\n")[2].partition("```yaml\n")[2]
+    policy = yaml.safe_load(block.partition("```")[0])
+    kubernetes_validate.validate(policy, KUBERNETES[0], strict=True)
+    gateway = named(written("base"), "StatefulSet", "gateway")["spec"]["selector"]
+    assert policy["spec"]["podSelector"] == gateway
+    (rule,) = policy["spec"]["egress"]
+    assert all("ipBlock" in to for to in rule["to"])
+    assert rule["ports"]
+
+
+def test_our_gateway_is_let_out_to_authz_on_other_machines_and_in_there() -> None:
+    manifests = written("examples/remote")
+    remote = named(manifests, "Deployment", "authz-remote")["spec"]["selector"]
+    gateway = named(written("base"), "StatefulSet", "gateway")["spec"]["selector"]
+    out = named(manifests, "NetworkPolicy", "gateway-to-authz-remote")["spec"]
+    inside = named(manifests, "NetworkPolicy", "authz-remote")["spec"]
+    assert (out["podSelector"], inside["podSelector"]) == (gateway, remote)
+    asks = {"ports": [{"port": 9001}]}
+    assert out["egress"] == [{"to": [{"podSelector": remote}], **asks}]
+    asking = inside["ingress"][0]
+    assert {"podSelector": gateway} in asking["from"]
+    assert asking["ports"] == asks["ports"]
+
+
+def test_metrics_of_a_remote_authz_are_scraped_by_monitoring_alone() -> None:
+    manifests = written("examples/remote")
+    service = named(manifests, "Service", "authz-remote-metrics")
+    monitor = named(written("components/monitoring"), "ServiceMonitor", "gateway")
+    assert monitor["spec"]["selector"]["matchLabels"] == service["metadata"]["labels"]
+    policy = named(manifests, "NetworkPolicy", "authz-remote")["spec"]
+    ports = [{"port": port["port"]} for port in service["spec"]["ports"]]
+    (rule,) = (rule for rule in policy["ingress"] if rule["ports"] == ports)
+    labels = {"kubernetes.io/metadata.name": "monitoring"}
+    assert rule["from"] == [{"namespaceSelector": {"matchLabels": labels}}]
 
 
 @of_production

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import ssl
 import stat
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from authz.local.stack import free_port, got
 from tests.certificates import new_authority
 from tests.failing import until
 from tests.gateway import own_gateway
-from tests.live import mount
+from tests.live import mount, tls_socket
 from tests.manifests import FOLDER, ROOT, gateway_pod, moved, written
 from tests.programs import authz
 from tests.raw import http1
@@ -253,6 +254,39 @@ async def test_envoy_takes_a_changed_config_map_while_it_runs(
             return b"changed" in (await http1(places.gateway, HEALTHZ)).body
 
         await until(changed, WITHIN_S)
+
+
+async def test_a_pod_that_has_the_pair_takes_the_listener_with_tls_while_it_runs(
+    containers: dict[str, Manifest], places: Places, tmp_path: Path
+) -> None:
+    authority = new_authority(tmp_path, "authority")
+    certificate, key = authority.issue(tmp_path, "gateway.example.com")
+    pair = {"tls.crt": certificate.read_bytes(), "tls.key": key.read_bytes()}
+    places.mount()
+    (places.config / "tls").mkdir()
+    mount(places.config / "tls", pair)
+    listener = yaml.safe_load((ROOT / "envoy/listener.yaml").read_text())
+    chain = listener["resources"][0]["filter_chains"][0]
+    chain["transport_socket"] = tls_socket(Path("/etc/envoy"))
+    trusted = ssl.create_default_context(cafile=authority.root)
+    arguments = map(places.here, containers["envoy"]["args"])
+    async with envoy([*arguments], places.gateway, places.log):
+        places.mount(**{"listener.yaml": yaml.safe_dump(listener)})
+
+        async def speaks_tls() -> bool:
+            assert await _listens(places.gateway), "what the probes ask"
+            with suppress(ssl.SSLError, OSError):
+                _, writer = await asyncio.open_connection(
+                    "127.0.0.1",
+                    places.gateway,
+                    ssl=trusted,
+                    server_hostname="gateway.example.com",
+                )
+                writer.close()
+                return True
+            return False
+
+        await until(speaks_tls, WITHIN_S)
 
 
 async def test_envoy_reads_a_changed_script_with_the_next_listener(

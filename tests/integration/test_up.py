@@ -235,6 +235,8 @@ async def test_the_demo_key_of_another_folder_stays_as_it_is(
 async def test_the_health_check_asks_the_service_of_its_folder(tmp_path: Path) -> None:
     async with up(tmp_path):
         assert (await authz("healthcheck", cwd=tmp_path)).out == "ready\n"
+        deep = await authz("healthcheck", "--deep", cwd=tmp_path)
+        assert "ok      Envoy serves what stands in its files: " in deep.out
         env = dotenv_values(tmp_path / ".authz" / "env")
     ended = await authz(
         "healthcheck", cwd=tmp_path, env={k: v for k, v in env.items() if v}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
-from authz.cli.findings import OK, OPEN
+from authz.cli.envoy_files import observations
+from authz.cli.observation import State
 from tests.certificates import Authority, new_authority
 from tests.failing import until
 from tests.gateway import own_gateway
@@ -40,12 +42,20 @@ async def live(
     authority: Authority,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[Live]:
-    logs = tmp_path_factory.mktemp("tls")
+    logs, mounted = tmp_path_factory.mktemp("tls"), bool(request.param)
+    pair = a_pair(authority, logs)
+    async with running(stores, authority, logs, pair, mounted=mounted) as found:
+        yield found
 
+
+@asynccontextmanager
+async def running(
+    stores: Stores, authority: Authority, logs: Path, pair: Pair, *, mounted: bool
+) -> AsyncIterator[Live]:
     def edit(directory: Path) -> None:
         turn_on(directory)
         (directory / "tls").mkdir()
-        lay_out(directory / "tls", a_pair(authority, logs), mounted=bool(request.param))
+        lay_out(directory / "tls", pair, mounted=mounted)
 
     async with own_gateway(stores, logs, edit) as gateway:
         trusted = ssl.create_default_context(cafile=authority.root)
@@ -108,7 +118,41 @@ async def test_a_renewed_certificate_meets_new_connections_and_ends_no_stream(
         await until(is_shown, WITHIN_S)
         assert (await kept.get("/healthz")).status_code == 200
         assert (await live.ask()).status_code == 200
-        assert await live.served() == OK
+        assert await live.served() == State.OK
+
+
+async def test_a_certificate_that_is_written_in_place_is_taken(
+    stores: Stores, authority: Authority, tmp_path: Path
+) -> None:
+    pair, renewed = a_pair(authority, tmp_path), a_pair(authority, tmp_path)
+    async with running(stores, authority, tmp_path, pair, mounted=False) as live:
+        for name, content in renewed.items():
+            (live.folder / "tls" / name).write_bytes(content)
+        await until_shown(live, renewed)
+        assert await live.served() == State.OK
+
+
+async def test_a_start_with_a_wrong_pair_is_said_until_the_right_one_is_there(
+    stores: Stores, authority: Authority, tmp_path: Path
+) -> None:
+    pair, right = a_pair(authority, tmp_path), a_pair(authority, tmp_path)
+    wrong = {**pair, "tls.key": right["tls.key"]}
+    async with running(stores, authority, tmp_path, wrong, mounted=False) as live:
+        found = await observations(live.gateway.run / "admin.sock")
+        assert {each.state for each in found} == {State.OPEN}
+        renew(live, right)
+        await until_shown(live, right)
+        assert await live.served() == State.OK
+
+
+async def until_shown(live: Live, pair: Pair) -> None:
+    async def is_shown() -> bool:
+        try:
+            return await shown(live) == of(pair)
+        except OSError:
+            return False
+
+    await until(is_shown, WITHIN_S)
 
 
 def other_key(old: Pair, new: Pair) -> Pair:
@@ -145,14 +189,14 @@ async def test_a_wrong_certificate_is_refused_and_said_while_the_old_one_is_show
         await until(refused, WITHIN_S)
         assert await shown(live) == before
         said = await live.said()
-        assert (said.state, SECRET in said.text) == (OPEN, True)
+        assert (said.state, SECRET in said.text) == (State.OPEN, True)
         renew(live, good)
 
         async def is_shown() -> bool:
             return await shown(live) == of(good)
 
         await until(is_shown, WITHIN_S)
-        assert await live.served() == OK
+        assert await live.served() == State.OK
     assert (
         "Failed to reload certificates" in (live.gateway.logs / "envoy.log").read_text()
     )
@@ -171,7 +215,7 @@ async def test_a_broken_tls_yaml_is_refused_and_renewals_go_on(
     live.put(tls="resources: [")
     await live.until_refused("tls.yaml", refused)
     said = await live.said()
-    assert (said.state, "tls.yaml" in said.text) == (OPEN, True)
+    assert (said.state, "tls.yaml" in said.text) == (State.OPEN, True)
     renew(live, renewed)
 
     async def is_shown() -> bool:
@@ -181,7 +225,7 @@ async def test_a_broken_tls_yaml_is_refused_and_renewals_go_on(
     taken = await live.count("tls.yaml", "success")
     live.put(tls=good)
     await live.until_taken("tls.yaml", taken)
-    assert await live.served() == OK
+    assert await live.served() == State.OK
 
 
 @pytest.mark.parametrize(

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import sys
+from asyncio import create_task
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from signal import SIGCONT, SIGSTOP
 from subprocess import run as run_program
 from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
-from authz.cli.envoy_files import findings
-from authz.cli.findings import OK, OPEN, UNKNOWN
+from authz.cli.envoy_files import observations
+from authz.cli.observation import State
 from authz.local.stack import got
 from tests.failing import until
 from tests.gateway import own_gateway
 from tests.live import WITHIN_S, Live, mount, put, stats
+from tests.rows import UNAVAILABLE
 from tests.upstream import raw_upstream
 
 if TYPE_CHECKING:
@@ -136,6 +139,42 @@ async def test_other_workers_are_asked_and_what_runs_is_counted_once(
         await live.until_counted(sent)
 
 
+async def test_a_check_under_way_when_authz_changes_is_a_503_to_be_tried_again(
+    stores: Stores, tmp_path: Path
+) -> None:
+    """And not a wait for whoever was asked before."""
+
+    def wait_longer(folder: Path) -> None:
+        listener = folder / "listener.yaml"
+        text = listener.read_text()
+        listener.write_text(text.replace("timeout: 2s\n", "timeout: 600s\n"))
+
+    async with own_gateway(stores, tmp_path, wait_longer) as gateway:
+        live = Live(gateway, await gateway.new_key())
+        clusters = yaml.safe_load(live.text("clusters.yaml"))
+        clusters["resources"][0]["connect_timeout"] = "1s"
+        async with live.streaming():
+            gateway.authz.process.send_signal(SIGSTOP)
+            try:
+                asking = create_task(live.ask())
+                await until(lambda: is_asked(live), WITHIN_S)
+                live.put(clusters=yaml.safe_dump(clusters))
+                answer = await asking
+            finally:
+                gateway.authz.process.send_signal(SIGCONT)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (
+            UNAVAILABLE.status,
+            UNAVAILABLE.code,
+        )
+        assert answer.headers["retry-after"] == UNAVAILABLE.headers["retry-after"]
+        assert (await live.ask()).status_code == 200
+
+
+async def is_asked(live: Live) -> bool:
+    name = "cluster.authz.upstream_rq_active"
+    return (await stats(live.gateway.run, f"^{name}$"))[name] == 1
+
+
 async def asked(live: Live, socket: str) -> bool:
     async with got(
         live.gateway.run / "admin.sock", "/clusters?format=json"
@@ -188,7 +227,7 @@ async def test_of_edits_that_follow_quickly_the_last_one_holds(live: Live) -> No
         for text in texts:
             live.put(routes=text)
         await until(lambda: shows(live, '{"status":"19"}'), WITHIN_S)
-        assert await live.served() == OK
+        assert await live.served() == State.OK
     assert await shows(live, '{"status":"19"}')
 
 
@@ -218,13 +257,30 @@ async def test_a_wrong_file_is_refused_and_said_while_the_old_one_serves(
         assert (await alive.ask()).status_code == 200
         assert await shows(alive, '{"status":"ok"}')
         told = await alive.said()
-        assert (told.state, file in told.text) == (OPEN, True)
+        assert (told.state, file in told.text) == (State.OPEN, True)
         taken = await alive.count(file, "success")
         alive.put(**{name: good})
         await alive.until_taken(file, taken)
-        assert await alive.served() == OK
+        await alive.until_served()
     assert (await alive.ask()).status_code == 200
     assert "Filesystem config update" in (alive.gateway.logs / "envoy.log").read_text()
+
+
+@pytest.mark.parametrize("name", ["routes", "clusters"])
+@pytest.mark.parametrize("nothing", ["resources: []\n", "{}\n"])
+async def test_a_file_that_holds_nothing_is_taken_and_said(
+    alive: Live, name: str, nothing: str
+) -> None:
+    file = f"{name}.yaml"
+    good, taken = alive.text(file), await alive.count(file, "success")
+    alive.put(**{name: nothing})
+    await alive.until_taken(file, taken)
+    told = await alive.said()
+    assert (told.state, f"{file} holds nothing" in told.text) == (State.OPEN, True)
+    taken = await alive.count(file, "success")
+    alive.put(**{name: good})
+    await alive.until_taken(file, taken)
+    await alive.until_served()
 
 
 async def test_a_file_that_is_gone_goes_on_serving_and_is_missed(alive: Live) -> None:
@@ -232,14 +288,14 @@ async def test_a_file_that_is_gone_goes_on_serving_and_is_missed(alive: Live) ->
     refused = await alive.refused("routes.yaml")
     async with alive.streaming():
         (alive.folder / "routes.yaml").unlink()
-        assert await alive.served() == OPEN
+        assert await alive.served() == State.OPEN
         alive.put(clusters=alive.text("clusters.yaml"))
         await alive.until_refused("routes.yaml", refused)
         assert (await alive.ask()).status_code == 200
         taken = await alive.count("routes.yaml", "success")
         alive.put(routes=good)
         await alive.until_taken("routes.yaml", taken)
-    assert await alive.served() == OK
+    await alive.until_served()
 
 
 async def test_a_file_that_is_written_in_place_is_not_read_but_noticed(
@@ -248,13 +304,13 @@ async def test_a_file_that_is_written_in_place_is_not_read_but_noticed(
     good = alive.text("routes.yaml")
     tried = await alive.count("routes.yaml", "attempt")
     (alive.folder / "routes.yaml").write_text(good[: len(good) // 2])
-    assert await alive.served() == OPEN
+    assert await alive.served() == State.OPEN
     assert await alive.count("routes.yaml", "attempt") == tried
     assert (await alive.ask()).status_code == 200
     taken = await alive.count("routes.yaml", "success")
     alive.put(routes=good)
     await alive.until_taken("routes.yaml", taken)
-    assert await alive.served() == OK
+    await alive.until_served()
 
 
 async def test_a_config_map_with_a_wrong_file_is_taken_but_for_that_file(
@@ -269,11 +325,45 @@ async def test_a_config_map_with_a_wrong_file_is_taken_but_for_that_file(
             await live.until_refused("clusters.yaml", refused)
             await until(lambda: shows(live, '{"status":"changed"}'), WITHIN_S)
             assert (await live.ask()).status_code == 200
-            assert await live.served() == OPEN
+            assert await live.served() == State.OPEN
             taken = await live.count("clusters.yaml", "success")
             live.put(clusters=good)
             await live.until_taken("clusters.yaml", taken)
-            assert await live.served() == OK
+            assert await live.served() == State.OK
+
+
+async def test_a_wrong_cluster_is_refused_and_said_while_the_others_change(
+    alive: Live, tmp_path: Path
+) -> None:
+    good = alive.text("clusters.yaml")
+    refused = await alive.refused("clusters.yaml")
+    there = tmp_path / "other.sock"
+    clusters = yaml.safe_load(good)
+    authz, _, ollama = clusters["resources"]
+    authz["transport_socket"] = NO_SUCH_AUTHORITY
+    endpoint = ollama["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
+    endpoint["address"] = {"pipe": {"path": str(there)}}
+    async with raw_upstream(there) as other, alive.streaming():
+        alive.put(clusters=yaml.safe_dump(clusters))
+        await alive.until_refused("clusters.yaml", refused)
+        assert (await alive.ask()).status_code == 200
+        assert len(other.received) == 1
+        assert await alive.served() == State.OPEN
+        taken = await alive.count("clusters.yaml", "success")
+        alive.put(clusters=good)
+        await alive.until_taken("clusters.yaml", taken)
+
+
+NO_SUCH_AUTHORITY = {
+    "name": "envoy.transport_sockets.tls",
+    "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions"
+        ".transport_sockets.tls.v3.UpstreamTlsContext",
+        "common_tls_context": {
+            "validation_context": {"trusted_ca": {"filename": "/nowhere/ca.crt"}}
+        },
+    },
+}
 
 
 async def test_the_probe_that_kubernetes_runs_bears_a_refused_file(alive: Live) -> None:
@@ -289,7 +379,7 @@ async def test_the_probe_that_kubernetes_runs_bears_a_refused_file(alive: Live) 
     assert plain == (0, "ready\n")
     status, output = deep
     (line,) = [line for line in output.splitlines() if "listener.yaml" in line]
-    assert (status, line.split()[0]) == (1, OPEN)
+    assert (status, line.split()[0]) == (1, State.OPEN)
 
 
 def healthcheck(live: Live, *options: str) -> tuple[int, str]:
@@ -319,11 +409,11 @@ async def test_an_envoy_that_starts_with_a_wrong_file_lets_nothing_through(
         live = Live(gateway, await gateway.new_key())
         assert (await live.ask()).status_code in {400, 503}
         assert live.gateway.upstream.received == []
-        assert await live.served() == OPEN
+        assert await live.served() == State.OPEN
         live.put(**{name: good[0]})
         await live.until_taken(f"{name}.yaml", 0)
         assert (await live.ask()).status_code == 200
-        assert await live.served() == OK
+        assert await live.served() == State.OK
 
 
 async def test_where_the_files_are_not_seen_refusals_are_all_that_is_said(
@@ -332,13 +422,15 @@ async def test_where_the_files_are_not_seen_refusals_are_all_that_is_said(
     async with running(stores, tmp_path, mounted=False) as live:
         hidden = live.folder.with_name("hidden")
         live.folder.rename(hidden)
-        assert await live.served() == OK
+        assert await live.served() == State.OK
         put(hidden / "routes.yaml", "resources: [")
         await live.until_refused("routes.yaml", 0)
-        found = await findings(live.gateway.run / "admin.sock")
-        assert {each.state for each in found} == {UNKNOWN}
+        found = await observations(live.gateway.run / "admin.sock")
+        assert {each.state for each in found} == {State.UNKNOWN}
         hidden.rename(live.folder)
 
 
-async def test_where_no_envoy_is_nothing_is_said_of_its_files(tmp_path: Path) -> None:
-    assert await findings(tmp_path / "admin.sock") == []
+async def test_where_no_envoy_is_seen_its_files_are_unknown(tmp_path: Path) -> None:
+    (found,) = await observations(tmp_path / "admin.sock")
+    assert found.state == State.UNKNOWN
+    assert str(tmp_path) in found.text

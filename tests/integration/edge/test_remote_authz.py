@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import pytest
 import yaml
 from grpc_health.v1 import health_pb2
 
-from authz.cli.findings import OK, OPEN
+from authz.cli.observation import State
 from authz.edge.server import SERVICE
 from authz.local.envoy import config_sources, envoy_binary
 from authz.local.process import running, wait_until_ready
@@ -23,7 +24,8 @@ from tests.diffs import apply_diff, diffs_of
 from tests.failing import until
 from tests.gateway import own_gateway
 from tests.live import WITHIN_S, Live, listens, mount, stats
-from tests.manifests import FOLDER, ROOT, moved
+from tests.manifests import FOLDER, ROOT, containers, moved, written
+from tests.raw import http1
 from tests.rows import UNAVAILABLE
 
 if TYPE_CHECKING:
@@ -68,6 +70,9 @@ class Site:
     stores: Stores
     folder: Path
     port: int = field(default_factory=free_port)
+    metrics: int = field(default_factory=free_port)
+    # Times of the proxy for which no test waits.
+    times: dict[str, str] = field(default_factory=dict)
 
     @property
     def secret(self) -> Path:
@@ -114,7 +119,10 @@ class Site:
         places = {"/etc/envoy": str(there), "/etc/tls": str(self.secret)}
         of_proxy = {
             "0.0.0.0, port_value: 9001": f"127.0.0.1, port_value: {self.port}",
+            "0.0.0.0, port_value: 9466": f"127.0.0.1, port_value: {self.metrics}",
+            "/run/authz/admin.sock": str(run / "proxy.sock"),
             "/run/authz": str(run),
+            **self.times,
         }
         for name in ("proxy.yaml", "certificate.yaml", "authority.yaml"):
             text = (FOLDER / "examples/remote" / name).read_text()
@@ -123,8 +131,10 @@ class Site:
             (there / name).write_text(
                 moved(text, of_proxy) if name == "proxy.yaml" else text
             )
-        command = [str(envoy_binary()), "--config-path", str(there / "proxy.yaml")]
-        command.append("--disable-hot-restart")
+        pods = containers(written("examples/remote"))
+        (proxy,) = (container for container in pods if container["name"] == "proxy")
+        arguments = (word.replace("/etc/envoy", str(there)) for word in proxy["args"])
+        command = [str(envoy_binary()), *arguments]
         async with running("proxy", command, log=self.folder / "proxy.log") as child:
             await wait_until_ready(child, lambda: listens(self.port), WITHIN_S)
             yield
@@ -164,7 +174,7 @@ async def live(site: Site, ours: Authority) -> AsyncIterator[Live]:
 async def test_a_gateway_asks_and_tells_over_the_network(live: Live) -> None:
     async with live.streaming():
         assert (await live.ask()).status_code == 200
-        assert await live.served() == OK
+        assert await live.served() == State.OK
     await live.until_counted(3)
 
 
@@ -256,6 +266,53 @@ async def code_of(channel: grpc.aio.Channel, method: str) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
+@pytest.mark.usefixtures("live")
+async def test_the_proxy_shows_two_paths_of_its_admin_interface(site: Site) -> None:
+    shown = {path: await got_of(site.metrics, path) for path in ("/stats", "/quit")}
+    assert shown == {"/stats": (404, b""), "/quit": (404, b"")}
+    assert (await got_of(site.metrics, "/ready"))[0] == 200
+    status, text = await got_of(site.metrics, "/stats/prometheus")
+    assert (status, b"envoy_http_downstream_rq_total" in text) == (200, True)
+
+
+async def got_of(port: int, path: str) -> tuple[int, bytes]:
+    request = f"GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+    answer = await http1(port, request.encode())
+    return answer.status, answer.body
+
+
+async def test_who_connects_and_says_nothing_takes_no_place_for_long(
+    site: Site, ours: Authority
+) -> None:
+    site.times["transport_socket_connect_timeout: 10s"] = (
+        "transport_socket_connect_timeout: 1s"
+    )
+    mount(site.secret, Shows(ours, THERE).files(site.folder, ours.root.read_bytes()))
+    async with site.authz(site.folder), asyncio.timeout(WITHIN_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_no_connection_stays_trusted_for_good_and_no_request_pays_for_it(
+    site: Site, ours: Authority
+) -> None:
+    site.times["max_connection_duration: 3600s"] = "max_connection_duration: 1s"
+    root = ours.root.read_bytes()
+    mount(site.secret, Shows(ours, THERE).files(site.folder, root))
+    asks = Shows(ours, ASKS).files(site.folder, root)
+    tells = Shows(ours, TELLS).files(site.folder, root)
+    async with site.gateway(asks, tells) as live, site.authz(live.gateway.run):
+        connections = r"^cluster\.authz\.upstream_cx_total$"
+
+        async def connected_anew() -> bool:
+            assert (await live.ask()).status_code == 200
+            (made,) = (await stats(live.gateway.run, connections)).values()
+            return made > 2
+
+        await until(connected_anew, WITHIN_S)
+
+
 # --- Certificates that change while it runs ---------------------------------------
 
 
@@ -280,7 +337,7 @@ async def test_all_certificates_and_their_authority_change_and_no_stream_ends(
                 return (await live.ask()).status_code == 200
 
             await until(passes, WITHIN_S)
-            assert await live.served() == OK
+            assert await live.served() == State.OK
 
 
 async def renew(site: Site, live: Live, authority: Authority, trusts: bytes) -> None:
@@ -300,7 +357,7 @@ async def renew(site: Site, live: Live, authority: Authority, trusts: bytes) -> 
 
 
 async def well(live: Live) -> bool:
-    return await live.served() == OK
+    return await live.served() == State.OK
 
 
 async def taken(live: Live) -> Mapping[str, int]:
@@ -317,7 +374,7 @@ async def test_a_wrong_certificate_of_the_gateway_is_refused_and_said(
         mount(live.folder / "authz-client", {**good, "tls.key": other["tls.key"]})
 
         async def refused() -> bool:
-            return await live.served() == OPEN
+            return await live.served() == State.OPEN
 
         await until(refused, WITHIN_S)
         assert "authz-client" in (await live.said()).text

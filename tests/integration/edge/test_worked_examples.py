@@ -247,7 +247,7 @@ async def test_the_door_speaks_tls_alone(
     places = {
         "/etc/envoy/tls/tls.crt": str(certificate),
         "/etc/envoy/tls/tls.key": str(key),
-        "path: /etc/envoy/tls}": f"path: {tmp_path}}}",
+        "path: /etc/envoy/tls,": f"path: {tmp_path},",
     }
     trusted = ssl.create_default_context(cafile=authority.root)
     async with (
