@@ -15,7 +15,7 @@ from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryResponse
 
 from authz.envoy_check import rules
 from authz.envoy_check.config import Config
-from authz.envoy_check.findings import RULES
+from authz.envoy_check.findings import RULES, Place
 from authz.envoy_check.reader import UNREADABLE, Reader
 from authz.envoy_check.source import YAML, parsed
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from authz.envoy_check.findings import Finding
 
 __all__ = ["RULES", "Report", "check", "rules"]
+
+
+_MISSED = frozenset({"no-gateway", "not-given", "routes-unseen", "unknown-cluster"})
 
 
 @dataclass(slots=True)
@@ -57,12 +60,20 @@ def check(contents: Mapping[str, bytes]) -> Report:
             report.passed_over.append(name)
             continue
         report.files.append(name)
+        config.texts[name] = content.decode(errors="replace")
         if isinstance(root, yaml.MappingNode):
             kind = DiscoveryResponse if "resources" in keys else Bootstrap
             config.add(name, reader.read(name, kind, root))
     config.connect()
+    # What a file that cannot be read would have held is not missed as well.
+    unread = report.files != config.files
     for rule in RULES.values():
-        if rule.look:
+        if rule.look and not (unread and rule.name in _MISSED):
             report.findings += [rule.at(*problem) for problem in rule.look(config)]
+    if not report.files:
+        what = "None of these files is Envoy's."
+        report.findings += [
+            RULES["no-gateway"].at(Place(name, 1), what) for name in contents
+        ]
     report.findings[:] = sorted(set(report.findings))
     return report

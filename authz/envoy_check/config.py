@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from betterproto2 import Message
 from envoy_data_plane.envoy.config.bootstrap.v3 import Bootstrap
 from envoy_data_plane.envoy.config.cluster.v3 import Cluster
 from envoy_data_plane.envoy.config.endpoint.v3 import ClusterLoadAssignment
@@ -20,15 +21,14 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v
     HttpConnectionManager,
 )
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import Secret
-from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryResponse
+from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryResponse, Resource
 
-from authz.envoy_check.doors import Door, Filter, Override, Way
+from authz.envoy_check.doors import Door, Filter, Override, Way, ways_of
 from authz.envoy_check.findings import Place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from betterproto2 import Message
     from envoy_data_plane.envoy.config.accesslog.v3 import AccessLog
     from envoy_data_plane.envoy.config.core.v3 import Address, ConfigSource
     from envoy_data_plane.envoy.config.listener.v3 import FilterChain
@@ -44,7 +44,10 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Config:
-    """What the files say together."""
+    """What the files say together.
+
+    ``gateways`` are the doors that lead to anything but a page of the admin interface.
+    """
 
     reader: Reader
     files: list[str] = field(default_factory=list)
@@ -56,8 +59,11 @@ class Config:
     loads: list[ClusterLoadAssignment] = field(default_factory=list)
     secrets: dict[str, Secret] = field(default_factory=dict)
     again: list[tuple[Message, str]] = field(default_factory=list)
+    unjudged: list[Message] = field(default_factory=list)
     _names: set[tuple[type, str]] = field(default_factory=set)
     doors: list[Door] = field(default_factory=list)
+    gateways: list[Door] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)
 
     def add(self, file: str, message: Message) -> None:
         """Take in what was read from one file."""
@@ -70,11 +76,16 @@ class Config:
                     self._add_resource(each)
         elif isinstance(message, DiscoveryResponse):
             for packed in message.resources:
-                self._add_resource(self.reader.unpacked(packed))
+                resource = self.reader.unpacked(packed)
+                while isinstance(resource, Resource):  # which Envoy unwraps
+                    resource = self.reader.unpacked(resource.resource)
+                self._add_resource(resource)
 
     def connect(self) -> None:
         """Find what leads where, when all files are in."""
         self.doors = [door for each in self.listeners for door in self._doors(each)]
+        admin = self.admin_clusters
+        self.gateways = [door for door in self.doors if self.reached(door) - admin]
 
     @property
     def first(self) -> Place:
@@ -82,9 +93,9 @@ class Config:
         return Place(self.files[0], 1)
 
     @property
-    def gateways(self) -> list[Door]:
-        """The doors that lead to anything but a page of the admin interface."""
-        return [door for door in self.doors if self.reached(door) - self.admin_clusters]
+    def leading(self) -> list[Door]:
+        """The doors that pass requests on; others answer all by themselves."""
+        return [door for door in self.doors if self.reached(door)]
 
     @property
     def admin_clusters(self) -> set[str]:
@@ -108,12 +119,14 @@ class Config:
         named = cluster.eds_cluster_config
         names = {cluster.name, named.service_name if named else cluster.name}
         loads += [each for each in self.loads if each.cluster_name in names]
-        return [
-            each.endpoint.address if each.endpoint else None
+        endpoints = [
+            each.endpoint
             for load in loads
             for locality in load.endpoints
             for each in locality.lb_endpoints
         ]
+        more = [one for each in endpoints if each for one in each.additional_addresses]
+        return [each.address if each else None for each in (*endpoints, *more)]
 
     def ways(self) -> Iterator[tuple[Door, Way]]:
         """Return the routes of all doors."""
@@ -148,11 +161,13 @@ class Config:
                 yield from router.upstream_log
 
     def runs(self, each: Filter, way: Way) -> bool:
-        """Whether a filter, which may be off by itself, runs on a way."""
+        """Whether a filter, which may be off by itself, runs on all shares of a way."""
         said = self.overrides(way, each.name)
         if any(override.disabled for override in said):
             return False
-        return bool(said) or not each.message.disabled
+        shares = [each.name in one.typed_per_filter_config for one in way.weighted]
+        turned_on = len(said) > sum(shares) or (bool(said) and all(shares))
+        return turned_on or not each.message.disabled
 
     def filled(self, message: Message, *names: str) -> Iterator[Problem]:
         """Return the fields of a message that should be empty and are not."""
@@ -195,6 +210,8 @@ class Config:
                 self.loads.append(message)
             case Secret():
                 self.secrets[message.name] = message
+            case Message():
+                self.unjudged.append(message)
 
     def _doors(self, listener: Listener) -> Iterator[Door]:
         chains = [*listener.filter_chains]
@@ -226,7 +243,8 @@ class Config:
         routes = manager.route_config
         if routes is None and named:
             routes = named[0]
-        return Door(listener, chain, manager, filters, routes)
+        ways = ways_of(routes) if routes else []
+        return Door(listener, chain, manager, filters, routes, ways)
 
     def _override(self, level: Level, packed: Any) -> Override:
         config = self.reader.unpacked(packed)

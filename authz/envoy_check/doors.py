@@ -100,15 +100,7 @@ class Door:
     manager: HttpConnectionManager
     filters: Sequence[Filter]
     routes: RouteConfiguration | None
-
-    @property
-    def ways(self) -> list[Way]:
-        """All routes, in the order in which they are tried."""
-        table = self.routes
-        if table is None:
-            return []
-        hosts = table.virtual_hosts
-        return [Way(table, host, route) for host in hosts for route in host.routes]
+    ways: Sequence[Way]
 
     @property
     def before_router(self) -> list[Filter]:
@@ -128,6 +120,12 @@ class Door:
             for each in self.filters
             if isinstance(each.config, kind)
         ]
+
+
+def ways_of(table: RouteConfiguration) -> list[Way]:
+    """Return all routes of a table, in the order in which they are tried."""
+    hosts = table.virtual_hosts
+    return [Way(table, host, route) for host in hosts for route in host.routes]
 
 
 def script_of(each: Filter) -> DataSource | None:

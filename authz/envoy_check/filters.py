@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from envoy_data_plane.envoy.config.accesslog.v3 import ComparisonFilterOp as Op
+from envoy_data_plane.envoy.data.accesslog.v3 import AccessLogType as Kind
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -22,20 +23,28 @@ if TYPE_CHECKING:
     Said = Collection[str]
 
 
-def takes(which: AccessLogFilter | None, status: int, said: Said) -> bool | None:
-    """Whether a filter passes; None where that cannot be known."""
+def takes(
+    which: AccessLogFilter | None, status: int, said: Said, kind: Kind = Kind.NotSet
+) -> bool | None:
+    """Whether a filter passes; None where that cannot be known.
+
+    ``kind`` is that of an entry of a log; replies have none.
+    """
     if which is None:
         return True
     if which.status_code_filter is not None:
         return _compares(which.status_code_filter.comparison, status)
     if which.metadata_filter is not None:
         return _has(which.metadata_filter, said)
-    if which.and_filter is not None:
-        answers = [takes(each, status, said) for each in which.and_filter.filters]
-        return False if False in answers else None if None in answers else True
-    if which.or_filter is not None:
-        answers = [takes(each, status, said) for each in which.or_filter.filters]
-        return True if True in answers else None if None in answers else False
+    if joined := which.and_filter or which.or_filter:
+        answers = [takes(each, status, said, kind) for each in joined.filters]
+        decides = which.or_filter is not None
+        return (
+            decides if decides in answers else None if None in answers else not decides
+        )
+    if which.log_type_filter is not None:
+        listed = which.log_type_filter
+        return (kind in listed.types) is not listed.exclude
     return None
 
 
@@ -53,7 +62,12 @@ def _compares(comparison: ComparisonFilter | None, status: int) -> bool | None:
 
 def _has(which: MetadataFilter, said: Said) -> bool | None:
     matcher = which.matcher
-    if matcher is None or not (matcher.value and matcher.value.present_match):
+    value = matcher.value if matcher else None
+    if matcher is None or value is None or matcher.invert:
+        return None
+    if not value.present_match and value.null_match is None:
         return None
     name = ":".join([matcher.filter, *(each.key or "" for each in matcher.path)])
-    return name in said or which.match_if_key_not_found is not False
+    if name in said:  # with a value, so it is not null
+        return bool(value.present_match)
+    return which.match_if_key_not_found is not False

@@ -17,7 +17,7 @@ from envoy_data_plane.google.protobuf import Any
 
 from authz.envoy_check.findings import Place, found_in_reading
 from authz.envoy_check.kinds import facts_of, is_message, kind_of, names
-from authz.envoy_check.source import is_null, line_of, plain, texts
+from authz.envoy_check.source import DUPLICATE_KEY, is_null, line_of, plain, texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,6 +93,10 @@ class Reader:
         """Return what an Any holds, if it could be read."""
         return self._packed.get(id(packed))
 
+    def written(self, message: Message) -> list[str]:
+        """Return the fields of a message that stand in the file."""
+        return list(self._origins[id(message)].lines)
+
     def all(self, kind: type[M]) -> list[M]:
         """Return every message of a type that was read."""
         messages = [origin.message for origin in self._origins.values()]
@@ -111,6 +115,10 @@ class Reader:
             name = names(kind).get(key.value)
             if name is None:
                 self._unknown_field(kind, key)
+            elif name in lines:  # under its other name
+                self.findings.append(
+                    DUPLICATE_KEY.at(self._at(key), f"{key.value!r} again.")
+                )
             elif not is_null(value):
                 lines[name] = line_of(key)
                 with self._reported(key, f"{key.value} of {kind.__name__}"):
@@ -171,7 +179,11 @@ class Reader:
         by_name = {key.value: value for key, value in members.items()}
         url = _text(by_name.get("@type"))
         if url.rpartition("/")[2] in _STRUCTS:
-            url, content = _text(by_name.get("type_url")), by_name.get("value")
+            if {"type_url", "typeUrl"} <= by_name.keys():
+                what = "'type_url' again."
+                self.findings.append(DUPLICATE_KEY.at(self._at(node), what))
+            url = _text(by_name.get("type_url") or by_name.get("typeUrl"))
+            content = by_name.get("value")
         else:
             rest = [pair for pair in members.items() if pair[0].value != "@type"]
             content = yaml.MappingNode(node.tag, rest, node.start_mark, node.end_mark)

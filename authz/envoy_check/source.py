@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 _MAX_BYTES = 4 * 1024 * 1024
 _MAX_DEPTH = 100
 # With every alias written out.
-_MAX_NODES = 200_000
+_MAX_NODES = 50_000
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+# Lines end here for one reader of YAML and not for another.
+_OTHER_BREAKS = re.compile("[\x85\u2028\u2029\ufeff]|\r(?!\n)")
 
 _TRUE = frozenset({"true", "yes", "on", "y"})
 _FALSE = frozenset({"false", "no", "off", "n"})
@@ -137,10 +140,13 @@ def _composed(content: bytes) -> yaml.Node:
     if len(content) > _MAX_BYTES:
         raise _Unreadable(1, f"The file has more than {_MAX_BYTES} bytes.")
     try:
-        text = content.decode()
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise _Unreadable(line, "This is not UTF-8.") from None
+    if odd := _OTHER_BREAKS.search(text):
+        line = text.count("\n", 0, odd.start()) + 1
+        raise _Unreadable(line, "A break between lines that Envoy does not see.")
     _bound_depth(text)
     root = yaml.compose(text, Loader=_Loader)
     if not isinstance(root, yaml.MappingNode):

@@ -94,6 +94,8 @@ def _assembled(files: Mapping[str, Any]) -> Json:
             bootstrap = bootstrap or content
             continue
         for resource in content["resources"] or ():
+            if isinstance(wrapped := resource.get("resource"), dict):
+                resource = wrapped  # noqa: PLW2901 - as Envoy unwraps it
             kind = str(resource.pop("@type", "")).rpartition("/")[2]
             if kind == _ROUTES:
                 tables[resource.get("name")] = resource

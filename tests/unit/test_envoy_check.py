@@ -161,6 +161,28 @@ def with_tls(text: str) -> str:
         ("clusters.yaml", [("127.0.0.1, port_value: 11434", "any, port_value: 80")]),
         ("listener.yaml", [("address: 0.0.0.0", "address: 127.0.0.1")]),
         ("listener.yaml", [("path: /dev/stdout", "path: /dev/stderr")]),
+        ("listener.yaml", [("request_timeout: 60s", "request_timeout: 900s")]),
+        ("routes.yaml", [("timeout: 0s", "timeout: 1800s")]),
+        (
+            "listener.yaml",
+            [
+                (
+                    "address.enforced, default_value: {numerator: 100",
+                    "address.enforced, default_value: {numerator: 0",
+                )
+            ],
+        ),
+        (
+            "listener.yaml",
+            [
+                ('"%START_TIME%"', '"%START_TIME(%Y-%m-%d)%"'),
+                ('"%PROTOCOL%"', '"%REQ(USER-AGENT):99% 100%% %UPSTREAM_HOST%"'),
+            ],
+        ),
+        (
+            "listener.yaml",
+            [('["accept"] = true,', '["accept"] = true, ["x-tenant"] = true,')],
+        ),
     ],
 )
 def test_what_the_files_allow_to_be_changed_is_no_finding(
@@ -256,6 +278,28 @@ def test_envoys_own_words_show_no_key() -> None:
     assert KEY not in str(finding)
 
 
+_TYPE = "type.googleapis.com/envoy.extensions.filters"
+REDIRECTING = {
+    "@type": f"{_TYPE}.network.http_connection_manager.v3.HttpConnectionManager",
+    "stat_prefix": "plain",
+    "request_headers_timeout": "10s",
+    "request_timeout": "10s",
+    "route_config": {
+        "virtual_hosts": [
+            {
+                "name": "all",
+                "domains": ["*"],
+                "routes": [
+                    {"match": {"prefix": "/"}, "redirect": {"https_redirect": True}}
+                ],
+            }
+        ]
+    },
+    "http_filters": [
+        {"name": "router", "typed_config": {"@type": f"{_TYPE}.http.router.v3.Router"}}
+    ],
+}
+
 LAUGHS = "a: &a [1, 1]\n" + "".join(
     f"{each}: &{each} [{', '.join(['*' + before] * 9)}]\n"
     for before, each in zip("abcdefghij", "bcdefghijk", strict=True)
@@ -290,6 +334,36 @@ def test_hostile_files_are_findings_and_end_soon(content: str | bytes) -> None:
     started = time.monotonic()
     assert found(content)
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\x85", "\r", "\ufeff"])
+def test_a_break_that_envoy_does_not_see_hides_nothing(odd: str) -> None:
+    text = our_files()["envoy.yaml"].decode()
+    changed = text.replace("id: gateway", f"id: gateway # {odd}  any: any")
+    files = our_files() | {"envoy.yaml": changed.encode()}
+    assert [each.rule for each in check(files).findings] == ["yaml"]
+
+
+def test_what_a_broken_file_holds_is_not_missed_as_well() -> None:
+    files = our_files() | {"listener.yaml": b"resources: ["}
+    assert [each.rule for each in check(files).findings] == ["yaml"]
+
+
+def test_without_a_file_of_envoy_nothing_has_passed() -> None:
+    (finding,) = found("apiVersion: v1\nkind: ConfigMap\ndata: {}")
+    assert finding.rule == "no-gateway"
+
+
+def test_a_door_that_only_leads_to_https_needs_no_rules_for_paths() -> None:
+    door = {
+        "name": "plain",
+        "address": {"socket_address": {"address": "127.0.0.1", "port_value": 80}},
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": REDIRECTING}]}],
+    }
+    document = yaml.safe_load(our_files()["envoy.yaml"])
+    document["static_resources"]["listeners"].append(door)
+    text = yaml.safe_dump(document).encode()
+    assert check(our_files() | {"envoy.yaml": text}).findings == []
 
 
 def test_scalars_are_read_as_envoy_reads_them() -> None:

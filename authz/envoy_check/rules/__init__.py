@@ -11,5 +11,6 @@ from authz.envoy_check.rules import replies as replies
 from authz.envoy_check.rules import requests as requests
 from authz.envoy_check.rules import routes as routes
 from authz.envoy_check.rules import scripts as scripts
+from authz.envoy_check.rules import settings as settings
 from authz.envoy_check.rules import surroundings as surroundings
 from authz.envoy_check.rules import times as times

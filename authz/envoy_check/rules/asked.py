@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING
 
 from envoy_data_plane.envoy.extensions.access_loggers.grpc.v3 import (
     HttpGrpcAccessLogConfig,
+    TcpGrpcAccessLogConfig,
+)
+from envoy_data_plane.envoy.extensions.access_loggers.open_telemetry.v3 import (
+    OpenTelemetryAccessLogConfig,
 )
 from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import ExternalProcessor
+from envoy_data_plane.envoy.extensions.filters.http.ratelimit.v3 import RateLimit
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     UpstreamTlsContext,
 )
@@ -19,13 +24,20 @@ from authz.envoy_check.tls import checks_names
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from betterproto2 import Message
     from envoy_data_plane.envoy.config.cluster.v3 import Cluster
-    from envoy_data_plane.envoy.config.core.v3 import Address
+    from envoy_data_plane.envoy.config.core.v3 import Address, GrpcService
     from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 
     from authz.envoy_check.config import Config
     from authz.envoy_check.findings import Place, Problem
 
+_OVER_GRPC = (
+    *(HttpGrpcAccessLogConfig, TcpGrpcAccessLogConfig),
+    OpenTelemetryAccessLogConfig,
+)
+# Here anybody may put a socket in the place of another.
+_EVERYBODYS = ("/tmp/", "/var/tmp/", "/dev/shm/")  # noqa: S108
 _LONGEST_CHECK = timedelta(seconds=30)
 _HEADERS_OF_AUTHZ = (
     *("authorization", "x-api-key", "content-length", "content-encoding"),
@@ -117,7 +129,14 @@ def metadata_refused(config: Config) -> Iterator[Problem]:
 )
 def authz_in_the_open(config: Config) -> Iterator[Problem]:
     """Look for connections to authz, or its log, that others can read or take over."""
-    for name, place in _asked(config).items():
+    asked: dict[str, Place] = {}
+    for owner, service in _services(config):
+        if service is None or not service.envoy_grpc:
+            yield config.place(service or owner), "This asks no cluster by envoy_grpc."
+        else:
+            place = config.place(service.envoy_grpc)
+            asked[service.envoy_grpc.cluster_name] = place
+    for name, place in asked.items():
         cluster = config.clusters.get(name)
         if cluster is None:
             yield place, f"Cluster {name!r} is in no file given."
@@ -131,23 +150,30 @@ def authz_in_the_open(config: Config) -> Iterator[Problem]:
 def _private(address: Address | None) -> bool:
     """Whether this is a socket in a folder, whose mode keeps others out."""
     pipe = address.pipe if address else None
-    return pipe is not None and not pipe.path.startswith("@")
+    return (
+        pipe is not None
+        and pipe.path.startswith("/")
+        and not pipe.path.startswith(_EVERYBODYS)
+    )
 
 
-def _asked(config: Config) -> dict[str, Place]:
-    """Return the clusters that get requests, lists or entries of the log."""
-    services = [settings.grpc_service for _, _, settings in config.checks()]
+def _services(config: Config) -> Iterator[tuple[Message, GrpcService | None]]:
+    """Return who gets requests, lists, descriptors or entries of the log."""
+    for _, _, check in config.checks():
+        yield check, check.grpc_service
     for door in config.doors:
-        services += [each.grpc_service for _, each in door.of(ExternalProcessor)]
+        for _, lists in door.of(ExternalProcessor):
+            yield lists, lists.grpc_service
+        for _, limit in door.of(RateLimit):
+            service = limit.rate_limit_service
+            yield limit, service.grpc_service if service else None
     for log in config.access_logs():
         message = config.reader.unpacked(log.typed_config)
-        if isinstance(message, HttpGrpcAccessLogConfig) and message.common_config:
-            services.append(message.common_config.grpc_service)
-    return {
-        each.envoy_grpc.cluster_name: config.place(each.envoy_grpc)
-        for each in services
-        if each and each.envoy_grpc
-    }
+        if isinstance(message, OpenTelemetryAccessLogConfig) and message.grpc_service:
+            yield message, message.grpc_service
+        elif isinstance(message, _OVER_GRPC):
+            common = message.common_config
+            yield message, common.grpc_service if common else None
 
 
 def _over_tls(config: Config, cluster: Cluster) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from envoy_data_plane.envoy.config.cluster.v3 import CircuitBreakersThresholds
 from envoy_data_plane.envoy.extensions.resource_monitors.downstream_connections.v3 import (  # noqa: E501
     DownstreamConnectionsConfig,
 )
@@ -28,12 +30,32 @@ _LARGEST_CONNECTION_WINDOW = 16 * 1024 * 1024
 _LARGEST_HEADERS_KB = 96
 _MOST_HEADERS = 200
 _LARGEST_BUFFER = 1024 * 1024
-_REFUSE = "envoy.overload_actions.stop_accepting_requests"
+_LARGEST_HEAP = 16 * 1024**3
+_MOST_CONNECTIONS = 100_000
+_MOST_UPSTREAM = 10_000
+_LARGEST_BODY = 16 * 1024 * 1024
+_SLOWEST_REFRESH = timedelta(seconds=1)
+# From which share of the heap on at the latest.
+_REFUSE = ("envoy.overload_actions.stop_accepting_requests", 0.99)
+_RESET = ("envoy.overload_actions.reset_high_memory_stream", 1.0)
+# Streams that hold less than 2^20 bytes need not be told apart.
+_LARGEST_UNTRACKED = 20
+# Envoy's own bounds on floods of frames.
+_FRAMES = {
+    "max_outbound_frames": 10_000,
+    "max_outbound_control_frames": 1000,
+    "max_consecutive_inbound_frames_with_empty_payload": 1,
+    "max_inbound_priority_frames_per_stream": 100,
+    "max_inbound_window_update_frames_per_data_frame_sent": 10,
+}
 
 
-def _beyond(config: Config, owner: Message, name: str, most: int) -> Iterator[Problem]:
-    """Look at a bound that must be set."""
+def _beyond(
+    config: Config, owner: Message, name: str, most: int, *, default: int | None = None
+) -> Iterator[Problem]:
+    """Look at a bound, which must be set if Envoy has no good one itself."""
     value = getattr(owner, name)
+    value = default if value is None else value
     if not value or value > most:
         told = f"is {value}" if value else "is not set"
         yield config.place(owner, name), f"{name} {told}; it may be up to {most}."
@@ -59,6 +81,8 @@ def streams_unbounded(config: Config) -> Iterator[Problem]:
             continue
         for name, most in bounds.items():
             yield from _beyond(config, options, name, most)
+        for name, most in _FRAMES.items():
+            yield from _beyond(config, options, name, most, default=most)
 
 
 @rule(
@@ -88,6 +112,25 @@ def buffers_unbounded(config: Config) -> Iterator[Problem]:
         for reached in sorted(config.reached(door)):
             if cluster := config.clusters.get(reached):
                 yield from _beyond(config, cluster, name, _LARGEST_BUFFER)
+        own = "request_body_buffer_limit"
+        for level in (each for way in door.ways for each in (way.host, way.route)):
+            most = _LARGEST_BODY
+            yield from _beyond(config, level, own, most, default=most)
+
+
+@rule(
+    "upstream-unbounded",
+    why="What waits for a model server fills Envoy's memory.",
+    mend="Bound max_connections, max_pending_requests and max_requests under"
+    " circuit_breakers.",
+)
+def upstream_unbounded(config: Config) -> Iterator[Problem]:
+    """Look for circuit breakers that never break."""
+    names = ("max_connections", "max_pending_requests", "max_requests", "max_retries")
+    most = _MOST_UPSTREAM
+    for bounds in config.reader.all(CircuitBreakersThresholds):
+        for name in names:
+            yield from _beyond(config, bounds, name, most, default=most)
 
 
 @rule(
@@ -99,7 +142,10 @@ def buffers_unbounded(config: Config) -> Iterator[Problem]:
 def connections_unbounded(config: Config) -> Iterator[Problem]:
     """Look for the bound on connections."""
     bounds = config.reader.all(DownstreamConnectionsConfig)
-    if not any(each.max_active_downstream_connections for each in bounds):
+    name = "max_active_downstream_connections"
+    for each in bounds:
+        yield from _beyond(config, each, name, _MOST_CONNECTIONS)
+    if not bounds or not all(getattr(each, name) for each in bounds):
         for bootstrap in config.bootstraps if config.gateways else ():
             place = config.place(bootstrap, "overload_manager")
             yield place, "Connections are not bounded."
@@ -109,15 +155,31 @@ def connections_unbounded(config: Config) -> Iterator[Problem]:
     "heap-unbounded",
     why="Envoy is killed when memory runs out, and every stream with it.",
     mend="Set max_heap_size_bytes under the resource monitor fixed_heap and let it"
-    " trigger stop_accepting_requests.",
+    " trigger stop_accepting_requests and reset_high_memory_stream, as envoy.yaml"
+    " does.",
 )
 def heap_unbounded(config: Config) -> Iterator[Problem]:
     """Look for the bound on memory, and for what happens then."""
     for bootstrap in config.bootstraps if config.gateways else ():
         manager = bootstrap.overload_manager
-        if not (manager and _bounded(config, manager) & _refused(manager)):
-            place = config.place(bootstrap, "overload_manager")
-            yield place, "Memory is not bounded, or requests are taken beyond it."
+        if manager is None:
+            yield config.place(bootstrap), "There is no overload_manager."
+            continue
+        bounded = _bounded(config, manager)
+        for name, most in (_REFUSE, _RESET):
+            if not bounded & _triggers(manager, name, most):
+                place = config.place(bootstrap, "overload_manager")
+                yield place, f"Memory is not bounded, or does not lead to {name}."
+        if manager.refresh_interval and manager.refresh_interval > _SLOWEST_REFRESH:
+            place = config.place(manager, "refresh_interval")
+            yield place, "Memory is looked at too seldom."
+        accounts, most = manager.buffer_factory_config, _LARGEST_UNTRACKED
+        name = "minimum_account_to_track_power_of_two"
+        if accounts is None:
+            place = config.place(manager)
+            yield place, "Nothing tells which streams hold how much."
+        else:
+            yield from _beyond(config, accounts, name, most)
 
 
 def _bounded(config: Config, manager: OverloadManager) -> set[str]:
@@ -129,15 +191,21 @@ def _bounded(config: Config, manager: OverloadManager) -> set[str]:
     return {
         name
         for name, each in monitors.items()
-        if isinstance(each, FixedHeapConfig) and each.max_heap_size_bytes
+        if isinstance(each, FixedHeapConfig)
+        and 0 < each.max_heap_size_bytes <= _LARGEST_HEAP
     }
 
 
-def _refused(manager: OverloadManager) -> set[str]:
-    """Return the monitors that lead to refusals."""
-    triggers = [each.triggers for each in manager.actions if each.name == _REFUSE]
-    triggers += [each.triggers for each in manager.loadshed_points]
-    return {trigger.name for several in triggers for trigger in several}
+def _triggers(manager: OverloadManager, action: str, most: float) -> set[str]:
+    """Return the monitors that lead to an action in time."""
+    return {
+        each.name
+        for taken in manager.actions
+        if taken.name == action
+        for each in taken.triggers
+        if (each.threshold and 0 < each.threshold.value <= most)
+        or (each.scaled and 0 < each.scaled.saturation_threshold <= most)
+    }
 
 
 @rule(

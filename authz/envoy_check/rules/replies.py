@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from envoy_data_plane.envoy.config.core.v3 import HeaderValueOption
 from envoy_data_plane.envoy.extensions.filters.http.ext_authz.v3 import ExtAuthz
 from envoy_data_plane.envoy.extensions.filters.network.set_filter_state.v3 import (
     Config as SetFilterState,
@@ -12,6 +13,7 @@ from envoy_data_plane.envoy.extensions.filters.network.set_filter_state.v3 impor
 
 from authz.envoy_check.filters import takes
 from authz.envoy_check.findings import rule
+from authz.envoy_check.formats import commands
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (  # noqa: E501
         ResponseMapper,
     )
-    from envoy_data_plane.google.protobuf import Struct
 
     from authz.envoy_check.config import Config
     from authz.envoy_check.doors import Door
@@ -31,8 +32,8 @@ _ERRORS = range(400, 600)
 _DENIALS = (400, 401, 403, 404, 405, 413, 415, 429, 500, 503)
 _FIELDS = {"code", "message", "request_id"}
 _IDS = {"x-request-id", "request-id"}
-_OPERATORS = {"COALESCE", "DYNAMIC_METADATA", "FILTER_STATE"}
-_OPERATOR = re.compile(r'%([A-Z_]+)|"command"\s*:\s*"([A-Z_]+)"')
+_TOLD = re.compile(r"[a-z_.]+:(?:code|message|request_id)")
+_CONNECTION = ("FILTER_STATE", "connection.id:PLAIN")
 
 
 def _mappers(door: Door) -> list[ResponseMapper]:
@@ -130,15 +131,41 @@ def _wrong_body(form: SubstitutionFormatString | None) -> str:
         return "The body is not {error: {…}}."
     if odd := sorted(_FIELDS ^ set(inner.fields)):
         return f"The error lacks, or has besides: {', '.join(odd)}."
-    if others := sorted(_operators(inner) - _OPERATORS):
-        return f"The error prints {', '.join(others)}."
+    for value in inner.fields.values():
+        if value.string_value is None:
+            return "A field of the error is no text."
+        if other := _beyond_words(value.string_value):
+            return f"The error prints {other}."
     return ""
 
 
-def _operators(error: Struct) -> set[str]:
-    texts = [value.string_value or "" for value in error.fields.values()]
-    found = [match for text in texts for match in _OPERATOR.findall(text)]
-    return {bare or nested for bare, nested in found}
+def _beyond_words(text: str) -> str:
+    """Return what a text prints beside fixed words, ids and what authz tells."""
+    found = commands(text)
+    if found is None:
+        return "what cannot be read"
+    for name, param in found:
+        told = name == "DYNAMIC_METADATA" and _TOLD.fullmatch(param)
+        if not told and (name, param) != _CONNECTION:
+            return f"{name} {param}".strip()
+    return ""
+
+
+@rule(
+    "header-tells",
+    why="It may name what stands behind, or send a credential back.",
+    mend="Give it fixed words; the id is written as in envoy/listener.yaml.",
+)
+def header_tells(config: Config) -> Iterator[Problem]:
+    """Look for headers that are put together from what Envoy has at hand."""
+    for option in config.reader.all(HeaderValueOption):
+        header = option.header
+        if header is None:
+            continue
+        if header.raw_value:
+            yield config.place(header, "raw_value"), "raw_value is set."
+        if other := _beyond_words(header.value):
+            yield config.place(header, "value"), f"{header.key!r} prints {other}."
 
 
 @rule(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from ipaddress import ip_address
+from ipaddress import IPv4Network, ip_network
 from typing import TYPE_CHECKING
 
 from envoy_data_plane.envoy.config.core.v3 import (
     HttpProtocolOptionsHeadersWithUnderscoresAction as Underscores,
 )
 from envoy_data_plane.envoy.extensions.filters.http.cors.v3 import CorsPolicy
+from envoy_data_plane.envoy.extensions.filters.http.ext_authz.v3 import ExtAuthz
 from envoy_data_plane.envoy.extensions.filters.http.local_ratelimit.v3 import (
     LocalRateLimit,
 )
@@ -25,15 +26,24 @@ from authz.envoy_check.findings import rule
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from envoy_data_plane.envoy.config.core.v3 import RuntimeFractionalPercent
+    from envoy_data_plane.envoy.config.core.v3 import (
+        CidrRange,
+        RuntimeFractionalPercent,
+    )
+    from envoy_data_plane.envoy.config.route.v3 import RateLimit
+    from envoy_data_plane.envoy.type.v3 import TokenBucket
 
     from authz.envoy_check.config import Config
     from authz.envoy_check.findings import Problem
 
 # Addresses that no host has.
-_RESERVED = 240
+_RESERVED = IPv4Network("240.0.0.0/4")
 _ANY_ORIGIN = re.compile(r"""\[\s*["'](?:null|\*)["']\s*\]\s*=\s*true""")
-_ALWAYS = (100, FractionalPercentDenominatorType.HUNDRED)
+_HUNDRED = FractionalPercentDenominatorType.HUNDRED
+# Of a bucket, in a second.
+_FASTEST = 10_000
+# How many addresses are told apart.
+_REMEMBERED = (1000, 1_000_000)
 
 
 @rule(
@@ -43,7 +53,7 @@ _ALWAYS = (100, FractionalPercentDenominatorType.HUNDRED)
 )
 def path_normalization(config: Config) -> Iterator[Problem]:
     """Look for paths that are not folded."""
-    for door in config.doors:
+    for door in config.leading:
         if not door.manager.normalize_path:
             place = config.place(door.manager, "normalize_path")
             yield place, "normalize_path is not true."
@@ -56,7 +66,7 @@ def path_normalization(config: Config) -> Iterator[Problem]:
 )
 def slashes_merged(config: Config) -> Iterator[Problem]:
     """Look for paths with empty segments."""
-    for door in config.doors:
+    for door in config.leading:
         if not door.manager.merge_slashes:
             place = config.place(door.manager, "merge_slashes")
             yield place, "merge_slashes is not true."
@@ -69,7 +79,7 @@ def slashes_merged(config: Config) -> Iterator[Problem]:
 )
 def escaped_slashes(config: Config) -> Iterator[Problem]:
     """Look for paths with slashes in disguise."""
-    for door in config.doors:
+    for door in config.leading:
         action = door.manager.path_with_escaped_slashes_action
         if action != Slashes.REJECT_REQUEST:
             place = config.place(door.manager, "path_with_escaped_slashes_action")
@@ -99,7 +109,7 @@ def underscores(config: Config) -> Iterator[Problem]:
 )
 def lenient_http1(config: Config) -> Iterator[Problem]:
     """Look for HTTP/1 that is read leniently."""
-    for door in config.doors:
+    for door in config.leading:
         options = door.manager.http_protocol_options
         for name in ("allow_chunked_length", "accept_http_10", "allow_custom_methods"):
             if options and options.is_set(name):
@@ -129,48 +139,102 @@ def trusted_id(config: Config) -> Iterator[Problem]:
             yield place, "Ids from outside are kept, though no proxy stands in front."
         inside = manager.internal_address_config
         ranges = inside.cidr_ranges if inside else []
-        if not ranges or any(_real(each.address_prefix) for each in ranges):
+        if (
+            not ranges
+            or any(_real(each) for each in ranges)
+            or (inside and inside.unix_sockets)
+        ):
             owner = inside or manager
             place = config.place(owner, "cidr_ranges" if inside else "")
             yield place, "Clients of real addresses count as internal."
 
 
-def _real(address: str) -> bool:
+def _real(cidr: CidrRange) -> bool:
     try:
-        ip = ip_address(address)
+        length = cidr.prefix_len or 0
+        network = ip_network(f"{cidr.address_prefix}/{length}", strict=False)
     except ValueError:
         return True
-    return ip.version != 4 or ip.packed[0] < _RESERVED  # noqa: PLR2004 - IP's version
+    return not (isinstance(network, IPv4Network) and network.subnet_of(_RESERVED))
 
 
 @rule(
     "local-ratelimit",
     why="One address can keep authz busy with invented keys, and good keys wait.",
-    mend="Have local_ratelimit before ext_authz, with filter_enabled and"
-    " filter_enforced at 100.",
+    mend="Have local_ratelimit before each ext_authz, with the actions and descriptors"
+    " of listener.yaml, and filter_enabled and filter_enforced at 100.",
 )
 def local_ratelimit(config: Config) -> Iterator[Problem]:
     """Look for the bound on requests of one address."""
     for door in config.gateways:
-        if not door.full_checks:
+        checks = [
+            index
+            for index, each in enumerate(door.before_router)
+            if isinstance(each.config, ExtAuthz)
+        ]
+        if not checks:
             continue
-        first = door.before_router.index(door.full_checks[0])
-        before = {id(each) for each in door.before_router[:first]}
+        before = {id(each) for each in door.before_router[: checks[0]]}
         limits = [each for each in door.of(LocalRateLimit) if id(each[0]) in before]
         if not limits:
             place = config.place(door.manager, "http_filters")
             yield place, "There is no local_ratelimit before the check."
         for each, limit in limits:
             for name in ("filter_enabled", "filter_enforced"):
-                if not _always(getattr(limit, name)):
-                    yield config.place(limit, name), f"{name} is not 100 %."
+                if not _decided(getattr(limit, name)):
+                    yield config.place(limit, name), f"{name} is not 100 %, nor 0."
             if each.message.disabled:
                 yield config.place(each.message, "disabled"), "It is turned off."
+            yield from _hollow(config, limit)
 
 
-def _always(fraction: RuntimeFractionalPercent | None) -> bool:
+def _decided(fraction: RuntimeFractionalPercent | None) -> bool:
+    """Whether a limit holds always, or never, which docs/operations.md offers."""
     value = fraction.default_value if fraction else None
-    return value is not None and (value.numerator, value.denominator) == _ALWAYS
+    return value is not None and (
+        value.numerator == 0 or (value.numerator, value.denominator) == (100, _HUNDRED)
+    )
+
+
+def _hollow(config: Config, limit: LocalRateLimit) -> Iterator[Problem]:
+    """Look for a limit that is there and bounds nobody."""
+    name = "local_rate_limit_per_downstream_connection"
+    if getattr(limit, name):
+        yield config.place(limit, name), "Each connection has a rate of its own."
+    if not _REMEMBERED[0] <= (limit.max_dynamic_descriptors or 0) <= _REMEMBERED[1]:
+        place = config.place(limit, "max_dynamic_descriptors")
+        yield place, "Too few addresses are remembered, or too many."
+    counted = [tuple(entry.key for entry in each.entries) for each in limit.descriptors]
+    if not limit.rate_limits or any(
+        _key(each) not in counted for each in limit.rate_limits
+    ):
+        place = config.place(limit, "rate_limits")
+        yield place, "There are no rate_limits of addresses, or none that are counted."
+    buckets = [limit.token_bucket, *(each.token_bucket for each in limit.descriptors)]
+    for bucket in filter(None, buckets):
+        if _rate(bucket) > _FASTEST:
+            yield config.place(bucket), f"More than {_FASTEST} requests in a second."
+
+
+def _key(limit: RateLimit) -> tuple[str, ...] | None:
+    """Return what is counted; None if no address is in it, or something else."""
+    keys = []
+    for action in limit.actions:
+        if action.generic_key is not None:
+            keys.append(action.generic_key.descriptor_key or "generic_key")
+        elif action.masked_remote_address is not None:
+            keys.append("masked_remote_address")
+        elif action.remote_address is not None:
+            keys.append("remote_address")
+        else:
+            return None
+    return tuple(keys) if keys and keys[-1].endswith("remote_address") else None
+
+
+def _rate(bucket: TokenBucket) -> float:
+    interval = bucket.fill_interval.total_seconds() if bucket.fill_interval else 1.0
+    tokens = bucket.tokens_per_fill or 1
+    return max(float(bucket.max_tokens), tokens / max(interval, 0.001))
 
 
 @rule(

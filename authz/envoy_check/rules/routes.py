@@ -69,6 +69,10 @@ def open_route(config: Config) -> Iterator[Problem]:
             )
             if off and way.route.route is None and not _may_be_open(way):
                 yield config.place(way.route), f"Route {way.route.name!r} is open."
+            answer = way.route.direct_response
+            if answer and answer.body:
+                names = ("filename", "environment_variable")
+                yield from config.filled(answer.body, *names)
 
 
 def _may_be_open(way: Way) -> bool:

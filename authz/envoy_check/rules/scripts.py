@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from hashlib import sha256
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -23,7 +25,7 @@ from envoy_data_plane.envoy.extensions.filters.http.ip_tagging.v3 import IpTaggi
 from envoy_data_plane.envoy.extensions.filters.http.local_ratelimit.v3 import (
     LocalRateLimit,
 )
-from envoy_data_plane.envoy.extensions.filters.http.lua.v3 import Lua
+from envoy_data_plane.envoy.extensions.filters.http.lua.v3 import Lua, LuaPerRoute
 from envoy_data_plane.envoy.extensions.filters.http.ratelimit.v3 import RateLimit
 from envoy_data_plane.envoy.extensions.filters.http.rbac.v3 import Rbac
 from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
@@ -34,6 +36,8 @@ from authz.envoy_check.findings import rule
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from betterproto2 import Message
+
     from authz.envoy_check.config import Config
     from authz.envoy_check.doors import Door, Filter
     from authz.envoy_check.findings import Problem
@@ -41,6 +45,24 @@ if TYPE_CHECKING:
 _MARK = "x-envoy-upstream-service-time"
 _OUTSIDE = ("browsers", "guard")
 _SCRIPTS = (*_OUTSIDE, "forwarded_headers")
+# What the three scripts of envoy/listener.yaml are, without what stands in the first
+# table: another word in them, and the promise may be another.
+_DIGESTS = {
+    "browsers": "b502af4e922cb17111ddf6efa1a2accd277dfe09",
+    "forwarded_headers": "2b8d07cb693b94aac291ac1989700806c4dcfee3",
+    "guard": "b55e676a9fd19f82960309ea1341cb9fa5a6726f",
+}
+_TABLE = re.compile(r"local (?:origins|forwarded) = \{([^}]*)\}")
+_COMMENT = re.compile(r"--(?!\[)[^\r\n]*")
+_ENTRY = re.compile(r'\s*\["([^"\\\s]+)"\]\s*=\s*true\s*')
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+")
+_HEADER = re.compile(r":(?:method|path|scheme|authority)|[a-z0-9-]+")
+_CREDENTIAL = re.compile(r"auth|key|token|secret|cookie|credential|password|session")
+# Fields of HeaderMutation.
+_OF_REQUESTS = (
+    *("request_mutations", "query_parameter_mutations"),
+    "request_trailers_mutations",
+)
 # What these do to a request is known: they ask, refuse, or touch headers that do not
 # travel. Others may answer, forward, or write what is taken for a word of authz.
 _JUDGED = (
@@ -90,9 +112,57 @@ def gateway_lua(config: Config) -> Iterator[Problem]:
 
 def _may_be_outside(each: Filter) -> bool:
     if isinstance(each.config, HeaderMutation):
-        mutations = each.config.mutations
-        return not (mutations and mutations.request_mutations)
+        said = each.config.mutations
+        return said is None or not any(said.is_set(name) for name in _OF_REQUESTS)
     return each.name in _OUTSIDE and isinstance(each.config, Lua)
+
+
+def _changed(each: Filter) -> str:
+    """Return what is wrong with one of our scripts."""
+    script = script_of(each)
+    text = (script.inline_string or "") if script else ""
+    table = _TABLE.search(text)
+    if table and (odd := _odd_entry(each.name, table[1])):
+        return odd
+    rest = _TABLE.sub("table", text, count=1)
+    lines = [line.strip() for line in rest.split("\n")]
+    digest = sha256("\n".join(filter(None, lines)).encode()).hexdigest()[:40]
+    same = digest == _DIGESTS[each.name]
+    return "" if same else f"The script of {each.name!r} is another than ours."
+
+
+def _odd_entry(name: str, table: str) -> str:
+    entries = _COMMENT.sub("", table).strip().removesuffix(",").split(",")
+    for entry in filter(str.strip, entries):
+        match = _ENTRY.fullmatch(entry)
+        if match is None:
+            return f"The table of {name!r} has more than names that are true."
+        if not (_is_origin if name == "browsers" else _may_travel)(match[1]):
+            return f"{match[1]!r} may not stand in the table of {name!r}."
+    return ""
+
+
+def _is_origin(name: str) -> bool:
+    return _ORIGIN.fullmatch(name) is not None
+
+
+def _may_travel(name: str) -> bool:
+    return _HEADER.fullmatch(name) is not None and (
+        name == ":authority" or not _CREDENTIAL.search(name)
+    )
+
+
+@rule(
+    "browsers",
+    why="It answers before anybody is asked, and sees every key.",
+    mend="Take the script of envoy/listener.yaml; only its origins are yours.",
+)
+def browsers(config: Config) -> Iterator[Problem]:
+    """Look for another script that stands outside of all."""
+    for door in config.gateways:
+        for each, _ in door.of(Lua):
+            if each.name == "browsers" and (what := _changed(each)):
+                yield config.place(each.message), what
 
 
 @rule(
@@ -110,13 +180,10 @@ def guard(config: Config) -> Iterator[Problem]:
         outside = found is not None and names.index(found) < names.index(lua)
         if found is None or not outside:
             yield config.place(lua.message), "There is no filter guard before it."
-        elif found.message.disabled or _MARK not in _source(found):
-            yield config.place(found.message), "The filter guard does nothing."
-
-
-def _source(each: Filter) -> str:
-    source = script_of(each)
-    return (source.inline_string or "") if source else ""
+        elif found.message.disabled:
+            yield config.place(found.message), "The filter guard is turned off."
+        elif what := _changed(found):
+            yield config.place(found.message), what
 
 
 @rule(
@@ -135,8 +202,10 @@ def forwarded_headers(config: Config) -> Iterator[Problem]:
             owner = last.message if last else door.manager
             what = "forwarded_headers is not last before the router."
             yield config.place(owner), what
-        elif last.message.disabled or "headers:remove" not in _source(last):
-            yield config.place(last.message), "forwarded_headers removes nothing."
+        elif last.message.disabled:
+            yield config.place(last.message), "forwarded_headers is turned off."
+        elif what := _changed(last):
+            yield config.place(last.message), what
 
 
 @rule(
@@ -147,22 +216,29 @@ def forwarded_headers(config: Config) -> Iterator[Problem]:
 def filter_changed_on_route(config: Config) -> Iterator[Problem]:
     """Look for routes on which these filters do something else."""
     for door in config.gateways:
-        kept = [each for each, _ in door.of(Lua) if each.name != "browsers"]
+        kept = [each for each, _ in door.of(Lua)]
         kept += [each for each, _ in door.of(HeaderMutation)]
         limits = [each for each, _ in door.of(LocalRateLimit)]
         for way in door.ways:
             for each in kept + (limits if way.route.route else []):
                 for override in config.overrides(way, each.name):
+                    if each.name == "browsers" and _only_off(override.config):
+                        continue
                     place = config.place(override.level, "typed_per_filter_config")
                     what = f"Route {way.route.name!r} changes the filter {each.name!r}."
                     yield place, what
+
+
+def _only_off(said: Message | None) -> bool:
+    return said is None or (isinstance(said, LuaPerRoute) and said.disabled is True)
 
 
 @rule(
     "upstream-mark",
     why=f"By {_MARK} gateway.lua knows what the model server said; without it that"
     " server's errors leave as they are.",
-    mend="Set suppress_envoy_headers to false; remove no x-envoy- header on a route.",
+    mend="Set suppress_envoy_headers to false; remove no x-envoy- header on a route,"
+    " and none before gateway.lua.",
 )
 def upstream_mark(config: Config) -> Iterator[Problem]:
     """Look for what takes away the sign of an upstream response."""
@@ -171,11 +247,21 @@ def upstream_mark(config: Config) -> Iterator[Problem]:
             if router.suppress_envoy_headers:
                 place = config.place(router, "suppress_envoy_headers")
                 yield place, "suppress_envoy_headers is true."
-        for way in door.ways:
-            for level in way.levels:
-                if _MARK in [name.lower() for name in level.response_headers_to_remove]:
-                    place = config.place(level, "response_headers_to_remove")
-                    yield place, f"{_MARK} is removed."
+        lua = _gateway_lua(door)
+        inside = door.filters[list(door.filters).index(lua) :] if lua else ()
+        for each in inside:
+            if isinstance(each.config, HeaderMutation):
+                what = f"Filter {each.name!r} changes headers before gateway.lua."
+                yield config.place(each.message), what
+        yield from _mark_removed(config, door)
+
+
+def _mark_removed(config: Config, door: Door) -> Iterator[Problem]:
+    for way in door.ways:
+        for level in way.levels:
+            if _MARK in [name.lower() for name in level.response_headers_to_remove]:
+                place = config.place(level, "response_headers_to_remove")
+                yield place, f"{_MARK} is removed."
 
 
 @rule(

@@ -8,6 +8,7 @@ from envoy_data_plane.envoy.config.bootstrap.v3 import (
     Admin,
     BootstrapDynamicResources,
 )
+from envoy_data_plane.envoy.config.cluster.v3 import ClusterEdsClusterConfig
 from envoy_data_plane.envoy.extensions.filters.network.connection_limit.v3 import (
     ConnectionLimit,
 )
@@ -22,6 +23,7 @@ from envoy_data_plane.envoy.extensions.filters.network.rbac.v3 import Rbac
 from envoy_data_plane.envoy.extensions.filters.network.set_filter_state.v3 import (
     Config as SetFilterState,
 )
+from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy.v3 import TcpProxy
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     DownstreamTlsContext,
     GenericSecret,
@@ -29,7 +31,7 @@ from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     TlsSessionTicketKeys,
 )
 
-from authz.envoy_check.findings import rule
+from authz.envoy_check.findings import Place, rule
 from authz.envoy_check.secrets import SECRET
 from authz.envoy_check.tls import checks_names
 
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from betterproto2 import Message
-    from envoy_data_plane.envoy.config.core.v3 import ConfigSource
+    from envoy_data_plane.envoy.config.core.v3 import ConfigSource, Pipe
     from envoy_data_plane.envoy.config.listener.v3 import FilterChain
     from envoy_data_plane.envoy.config.route.v3 import RouteMatch
     from envoy_data_plane.google.protobuf import Struct
@@ -51,9 +53,14 @@ _KNOWN = (
     type(None),
 )
 _PAGES = {"/stats/prometheus", "/ready"}
-# A feature of Envoy that opens nothing: see envoy.yaml.
-_HARMLESS = {"envoy.reloadable_features.fixed_heap_use_allocated"}
+# What envoy.yaml sets, for reasons that stand there: from the least to the most.
+_RUNTIME: dict[str, tuple[float, float]] = {
+    "envoy.reloadable_features.fixed_heap_use_allocated": (1, 1),
+    "http.max_requests_per_io_cycle": (1, 10),
+    "overload.premature_reset_total_stream_count": (1, 500),
+}
 _OTHERS_MAY = 0o077
+_MODES = 0o1000
 _SECRET_FIELDS: tuple[tuple[type[Message], str], ...] = (
     *((TlsCertificate, name) for name in ("private_key", "password", "pkcs12")),
     (TlsSessionTicketKeys, "keys"),
@@ -87,6 +94,7 @@ def not_given(config: Config) -> Iterator[Problem]:
         *((each, "lds_config") for each in dynamic),
         *((each, "cds_config") for each in dynamic),
         *((each, "config_source") for each in config.reader.all(Rds)),
+        *((each, "eds_config") for each in config.reader.all(ClusterEdsClusterConfig)),
     ]
     for owner, name in sources:
         source: ConfigSource | None = getattr(owner, name)
@@ -121,8 +129,15 @@ def admin_on_network(config: Config) -> Iterator[Problem]:
             continue
         if address.pipe is None:
             yield config.place(admin, "address"), "It has a network address."
-        elif address.pipe.mode & _OTHERS_MAY or address.pipe.path.startswith("@"):
+        elif not _private(address.pipe):
             yield config.place(address, "pipe"), "Its socket is open to others."
+
+
+def _private(pipe: Pipe) -> bool:
+    # Without a mode it is whatever the umask makes it.
+    return 0 < pipe.mode < _MODES and not (
+        pipe.mode & _OTHERS_MAY or pipe.path.startswith("@")
+    )
 
 
 @rule(
@@ -166,12 +181,24 @@ def raw_door(config: Config) -> Iterator[Problem]:
         for chain in filter(None, chains):
             for each in chain.filters:
                 inner = config.reader.unpacked(each.typed_config)
-                if not isinstance(inner, _KNOWN) and not _named_clients(config, chain):
+                if not isinstance(inner, _KNOWN) and not (
+                    _to_others(config, inner) and _named_clients(config, chain)
+                ):
                     what = f"Listener {listener.name!r} has the filter {each.name!r}."
                     yield config.place(each), what
                 elif each.config_discovery is not None:
                     what = f"Filter {each.name!r} is configured elsewhere."
                     yield config.place(each), what
+
+
+def _to_others(config: Config, inner: Message | None) -> bool:
+    """Whether bytes go to one cluster, and that is no model server of a gateway."""
+    reached = {name for door in config.gateways for name in config.reached(door)}
+    return (
+        isinstance(inner, TcpProxy)
+        and bool(inner.cluster)
+        and inner.cluster not in reached
+    )
 
 
 def _named_clients(config: Config, chain: FilterChain) -> bool:
@@ -191,10 +218,15 @@ def _named_clients(config: Config, chain: FilterChain) -> bool:
 )
 def secret_in_plain_text(config: Config) -> Iterator[Problem]:
     """Look for keys, passwords and private keys. They are never shown."""
-    for message in config.roots:
-        for text, place in config.reader.scalars(message):
-            if SECRET.search(text):
-                yield place, "Here stands what looks like a secret."
+    lines = [  # comments and keys, too
+        (line, Place(file, number))
+        for file, text in config.texts.items()
+        for number, line in enumerate(text.split("\n"), 1)
+    ]
+    scalars = [each for root in config.roots for each in config.reader.scalars(root)]
+    for text, place in lines + scalars:
+        if SECRET.search(text):
+            yield place, "Here stands what looks like a secret."
     for kind, name in _SECRET_FIELDS:
         for owner in config.reader.all(kind):
             field = getattr(owner, name)
@@ -206,28 +238,35 @@ def secret_in_plain_text(config: Config) -> Iterator[Problem]:
 
 @rule(
     "runtime",
-    why="It overrules what the files say, from a place that is not checked here.",
-    mend="Take the layer, or the key, away.",
+    why="It overrules what the files say; and without the keys of envoy.yaml a flood of"
+    " requests that are reset, or memory, is not bounded.",
+    mend="Have one static layer with the three keys of envoy.yaml, and no more.",
 )
 def runtime(config: Config) -> Iterator[Problem]:
     """Look for a runtime that changes what the files say."""
-    used = {text for root in config.roots for text, _ in config.reader.scalars(root)}
     for bootstrap in config.bootstraps:
         layers = bootstrap.layered_runtime.layers if bootstrap.layered_runtime else []
+        missing = set(_RUNTIME)
         for layer in layers:
-            for name in ("disk_layer", "rtds_layer"):
-                if layer.is_set(name):
-                    yield config.place(layer, name), f"A {name} overrules the files."
-            for key in _keys(layer.static_layer) if layer.static_layer else ():
-                if key in used or (key.startswith("envoy.") and key not in _HARMLESS):
+            names = ("admin_layer", "disk_layer", "rtds_layer")
+            yield from config.filled(layer, *names)
+            values = dict(_values(layer.static_layer)) if layer.static_layer else {}
+            missing -= values.keys()
+            for key, value in values.items():
+                least, most = _RUNTIME.get(key, (1, 0))
+                if not (isinstance(value, int | float) and least <= value <= most):
                     what = f"The key {key!r} overrules the files."
                     yield config.place(layer, "static_layer"), what
+        for key in sorted(missing) if config.gateways else ():
+            yield config.place(bootstrap, "layered_runtime"), f"{key!r} is not set."
 
 
-def _keys(layer: Struct, before: str = "") -> Iterator[str]:
-    """Return the keys of a runtime layer, which may be nested."""
+def _values(layer: Struct, before: str = "") -> Iterator[tuple[str, object]]:
+    """Return the keys of a runtime layer, which may be nested, with their values."""
     for name, value in layer.fields.items():
-        if value.struct_value:
-            yield from _keys(value.struct_value, f"{before}{name}.")
+        if value.struct_value is not None and value.struct_value.fields:
+            yield from _values(value.struct_value, f"{before}{name}.")
+        elif value.bool_value is not None:
+            yield before + name, value.bool_value
         else:
-            yield before + name
+            yield before + name, value.number_value
