@@ -147,6 +147,10 @@ class Replica:
         """Return how many changes of keys it has been notified of."""
         return await self._sample("authz_invalidation_lag_seconds_count")
 
+    async def listens(self) -> bool:
+        """Tell whether it hears of changes, and has forgotten what it saw before."""
+        return await self._sample("authz_listening") == 1
+
     async def _sample(self, name: str) -> float:
         page = (await self._get("/metrics")).body.decode()
         found = re.search(rf"^{re.escape(name)} (\S+)$", page, re.MULTILINE)

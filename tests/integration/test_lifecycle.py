@@ -124,13 +124,14 @@ async def test_a_request_that_is_being_decided_gets_its_verdict_after_sigterm(
     site: Site, one: Replica
 ) -> None:
     """PostgreSQL hangs, so the verdict on a key seen before takes half a second."""
+    # Either would make it forget what it has seen, if it came later.
+    await until(one.listens, BUSY_S)
     heard = await one.heard()
     key = await site.new_key()
 
     async def knows_of_the_key() -> bool:
         return await one.heard() > heard
 
-    # Being told of it later would make it forget what it has seen.
     await until(knows_of_the_key, BUSY_S)
     assert await one.status(key) == 200
     one.to_redis.hang()
