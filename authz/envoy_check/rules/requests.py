@@ -53,10 +53,7 @@ _REMEMBERED = (1000, 1_000_000)
 )
 def path_normalization(config: Config) -> Iterator[Problem]:
     """Look for paths that are not folded."""
-    for door in config.leading:
-        if not door.manager.normalize_path:
-            place = config.place(door.manager, "normalize_path")
-            yield place, "normalize_path is not true."
+    return _unless(config, "normalize_path", True, "normalize_path is not true.")
 
 
 @rule(
@@ -66,10 +63,7 @@ def path_normalization(config: Config) -> Iterator[Problem]:
 )
 def slashes_merged(config: Config) -> Iterator[Problem]:
     """Look for paths with empty segments."""
-    for door in config.leading:
-        if not door.manager.merge_slashes:
-            place = config.place(door.manager, "merge_slashes")
-            yield place, "merge_slashes is not true."
+    return _unless(config, "merge_slashes", True, "merge_slashes is not true.")
 
 
 @rule(
@@ -79,11 +73,16 @@ def slashes_merged(config: Config) -> Iterator[Problem]:
 )
 def escaped_slashes(config: Config) -> Iterator[Problem]:
     """Look for paths with slashes in disguise."""
+    name, wanted = "path_with_escaped_slashes_action", Slashes.REJECT_REQUEST
+    return _unless(config, name, wanted, "Escaped slashes are not rejected.")
+
+
+def _unless(
+    config: Config, name: str, wanted: object, problem: str
+) -> Iterator[Problem]:
     for door in config.leading:
-        action = door.manager.path_with_escaped_slashes_action
-        if action != Slashes.REJECT_REQUEST:
-            place = config.place(door.manager, "path_with_escaped_slashes_action")
-            yield place, "Escaped slashes are not rejected."
+        if getattr(door.manager, name) != wanted:
+            yield config.place(door.manager, name), problem
 
 
 @rule(
