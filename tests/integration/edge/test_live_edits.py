@@ -127,8 +127,11 @@ async def test_other_workers_are_asked_and_what_runs_is_counted_once(
     two = replace(stores, settings={**stores.settings, "AUTHZ_WORKERS": "2"})
     async with running(two, tmp_path, mounted=False) as live:
         changed = live.text("clusters.yaml").replace("authz-0.sock", "authz-1.sock")
+        before = await live.count("clusters.yaml", "success")
         async with live.streaming():
             live.put(clusters=changed)
+            # What Envoy tells the first worker just then may be lost (see the file).
+            await live.until_taken("clusters.yaml", before)
 
             async def second_is_asked() -> bool:
                 assert (await live.ask()).status_code == 200
