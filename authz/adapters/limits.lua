@@ -87,7 +87,8 @@ end
 -- ARGV: id, tokens, rpm, tpm, concurrency, budget, the begins of its periods and the end
 -- of the last one (previous, begin, end, next end), and what is recorded (since, tokens)
 -- Returns: what refuses it ("" nothing), seconds to wait, requests left, their reset,
--- tokens left, their reset. Or "unknown" and since when what is recorded must be told.
+-- tokens left, their reset, slots left. Or "unknown" and since when what is recorded must
+-- be told.
 local function reserve()
   local id, tokens = ARGV[2], tonumber(ARGV[3])
   local rpm, tpm, concurrency = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -103,11 +104,12 @@ local function reserve()
     end
     local recorded = tonumber(ARGV[12]) == begin and tonumber(ARGV[13]) or nil
     if not enter(spent, previous, begin, recorded) then
-      return { 'unknown', begin, -1, -1, -1, -1 }
+      return { 'unknown', begin, -1, -1, -1, -1, -1 }
     end
     kept_s = ends - second + KEPT_S
   end
   redis.call('ZREMRANGEBYSCORE', running, '-inf', now)
+  local held_slots = concurrency and redis.call('ZCARD', running)
 
   local refused, wait = '', 0
   if budget and tokens > 0 and spent[begin] >= budget then
@@ -117,7 +119,7 @@ local function reserve()
   elseif tpm and tokens > 0 and windows.t.total >= tpm then
     refused, wait = 'tokens', free_at(windows.t, tpm) - now
   elseif concurrency
-    and (redis.call('ZCARD', running) >= concurrency or redis.call('ZSCORE', running, id)) then
+    and (held_slots >= concurrency or redis.call('ZSCORE', running, id)) then
     refused, wait = 'concurrency', 1
   end
 
@@ -142,6 +144,7 @@ local function reserve()
     if concurrency then
       redis.call('ZADD', running, now + LEASE_S, id)
       redis.call('EXPIRE', running, KEPT_S)
+      held_slots = held_slots + 1
     end
     local held = { second, of_tokens, budget and begin or '', of_budget, concurrency and 1 or '' }
     redis.call('SET', reservation, table.concat(held, ':'), 'EX', KEPT_S)
@@ -150,7 +153,11 @@ local function reserve()
 
   local requests_left, requests_reset = quota(windows.r, rpm)
   local tokens_left, tokens_reset = quota(windows.t, tpm)
-  return { refused, math.ceil(wait), requests_left, requests_reset, tokens_left, tokens_reset }
+  local slots_left = concurrency and math.max(0, concurrency - held_slots) or -1
+  return {
+    refused, math.ceil(wait),
+    requests_left, requests_reset, tokens_left, tokens_reset, slots_left,
+  }
 end
 
 -- ARGV: id, tokens ("" keeps what is held). Returns whether there was a reservation.

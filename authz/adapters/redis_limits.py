@@ -55,10 +55,10 @@ class RedisLimits:
         if refused == b"unknown":
             return int(wait_s)
         requests = Quota(limits.rpm, *left[:2]) if limits.rpm else None
-        tokens = Quota(limits.tpm, *left[2:]) if limits.tpm else None
-        return Outcome(
-            Limit(refused.decode()) if refused else None, wait_s, requests, tokens
-        )
+        tokens = Quota(limits.tpm, *left[2:4]) if limits.tpm else None
+        slots_left = left[4] if limits.concurrency else None
+        limit = Limit(refused.decode()) if refused else None
+        return Outcome(limit, wait_s, requests, tokens, slots_left)
 
     async def settle(self, key_id: str, request_id: str, tokens: int | None) -> bool:
         """End a request that used so many tokens; None keeps what it holds."""

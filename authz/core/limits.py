@@ -156,6 +156,8 @@ class Outcome:
     retry_after_s: int = 0
     requests: Quota | None = None
     tokens: Quota | None = None
+    # How many slots of the key are free after this; None if it has no such limit.
+    slots_left: int | None = None
 
 
 class Window:
@@ -243,6 +245,7 @@ class Counters:
             ceil(free_at - now),
             self._requests.quota(limits.rpm, now) if limits.rpm else None,
             self._tokens.quota(limits.tpm, now) if limits.tpm else None,
+            self._slots_left(limits.concurrency) if limits.concurrency else None,
         )
 
     def count(self, limits: Limits, demand: Demand, now: float) -> None:
@@ -308,6 +311,9 @@ class Counters:
 
     def _has_no_slot(self, concurrency: int, demand: Demand) -> bool:
         return len(self._running) >= concurrency or demand.request_id in self._running
+
+    def _slots_left(self, concurrency: int) -> int:
+        return max(0, concurrency - len(self._running))
 
     def _hold(self, limits: Limits, demand: Demand, now: float) -> None:
         held = Reservation(int(now), now + KEPT_S)

@@ -14,7 +14,16 @@ from redis.asyncio import Redis
 
 from authz.adapters import redis_batches
 from authz.adapters.redis_limits import RedisLimits
-from authz.core.limits import Budget, Demand, Limit, Limits, Outcome, Period, Recorded
+from authz.core.limits import (
+    LEASE_S,
+    Budget,
+    Demand,
+    Limit,
+    Limits,
+    Outcome,
+    Period,
+    Recorded,
+)
 from authz.memory_limits import MemoryLimits
 from tests.fakes import FakeClock
 from tests.redis_time import RedisTime
@@ -98,6 +107,22 @@ async def test_each_limit_refuses_by_its_name(stage: Stage) -> None:
         first = await stage.ask(limits, "a", 5)
         second = await stage.ask(limits, "b", 5)
         assert (first.refused, second.refused) == (None, refusal)
+
+
+async def test_the_slots_that_are_left_are_told(stage: Stage) -> None:
+    two = Limits(concurrency=2)
+    outcomes = [await stage.ask(two, request_id) for request_id in "aabc"]
+    assert [outcome.slots_left for outcome in outcomes] == [1, 1, 0, 0]
+    assert (await stage.ask(Limits(concurrency=1), "d")).slots_left == 0
+    await stage.store.settle(stage.key_id, "a", None)
+    assert (await stage.ask(Limits(rpm=1, concurrency=2), "d")).slots_left == 0
+    await stage.forward(LEASE_S)
+    refused_otherwise = await stage.ask(Limits(rpm=1, concurrency=2), "e")
+    assert (refused_otherwise.refused, refused_otherwise.slots_left) == (
+        Limit.REQUESTS,
+        2,
+    )
+    assert (await stage.ask(Limits(rpm=5), "f")).slots_left is None
 
 
 async def test_a_budget_that_nobody_told_is_asked_for(stage: Stage) -> None:
