@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import ResponseError
+
 from authz.adapters.redis_client import TIMEOUT_S, in_time, translated_errors
 from authz.errors import CacheUnavailable
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from redis.asyncio import Redis
+    from redis.asyncio.connection import AbstractConnection
 
     Command = tuple[str | int, ...]
     Waiting = tuple[Command, asyncio.Future[Any]]
@@ -57,16 +60,33 @@ class RedisBatches:
                     answer.set_exception(CacheUnavailable(reason))
 
     async def _send(self, batch: Sequence[Waiting]) -> None:
-        pipeline = self._redis.pipeline(transaction=False)
-        for command, _ in batch:
-            pipeline.execute_command(*command)
+        """Write a batch and hand out its answers, as they come.
+
+        On the connection itself: the client's own pipeline takes twice as long. A
+        connection that fails is closed by the driver.
+        """
+        pool = self._redis.connection_pool
         with translated_errors():
             async with in_time(TIMEOUT_S):
-                said = await pipeline.execute(raise_on_error=False)
-        for (_, answer), each in zip(batch, said, strict=True):
-            if answer.done():  # nobody waits for it any more
-                continue
-            if isinstance(each, Exception):
-                answer.set_exception(each)
-            else:
-                answer.set_result(each)
+                connection = await pool.get_connection()  # type: ignore[no-untyped-call] # theirs
+                try:
+                    commands = [command for command, _ in batch]
+                    packed = connection.pack_commands(commands)
+                    await connection.send_packed_command(packed)
+                    for _, answer in batch:
+                        await _hand_out(connection, answer)
+                finally:
+                    await pool.release(connection)
+
+
+async def _hand_out(
+    connection: AbstractConnection, answer: asyncio.Future[Any]
+) -> None:
+    try:
+        said = await connection.read_response()
+    except ResponseError as error:
+        if not answer.done():  # somebody waits for it yet
+            answer.set_exception(error)
+    else:
+        if not answer.done():
+            answer.set_result(said)

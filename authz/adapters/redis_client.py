@@ -223,7 +223,7 @@ def _why_never(error: Exception) -> str | None:
     untrusted = _UNTRUSTED.search(text)
     if untrusted:
         return f"the certificate of the server is not trusted: {untrusted[1]}"
-    if "Protocol Error" in text:
+    if "protocol error" in text.lower():
         return "what answers there is not Redis"
     if "Cluster mode is not enabled" in text:
         return "what answers there is not a Redis Cluster"

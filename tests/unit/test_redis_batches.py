@@ -15,7 +15,7 @@ from authz.adapters.redis_batches import RedisBatches
 from authz.errors import CacheUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
 
     from redis.asyncio import Redis
 
@@ -24,41 +24,52 @@ if TYPE_CHECKING:
 
 @dataclass
 class OneServer:
-    """What RedisBatches needs of a Redis; it echoes, when the gate is open."""
+    """What RedisBatches needs of a client; it echoes, when the gate is open."""
 
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     batches: list[list[Command]] = field(default_factory=list)
     broken: bool = False
     error: Exception | None = None
+    lent: int = 0
 
-    def pipeline(self, *, transaction: bool) -> Pipeline:
-        assert not transaction
-        return Pipeline(self)
+    @property
+    def connection_pool(self) -> OneServer:
+        return self
+
+    async def get_connection(self) -> Connection:
+        self.lent += 1
+        return Connection(self)
+
+    async def release(self, _connection: Connection) -> None:
+        self.lent -= 1
 
 
 @dataclass
-class Pipeline:
+class Connection:
     server: OneServer
-    commands: list[Command] = field(default_factory=list)
+    unread: list[Command] = field(default_factory=list)
 
-    def execute_command(self, *command: str | int) -> None:
-        self.commands.append(command)
+    @staticmethod
+    def pack_commands(commands: list[Command]) -> list[Command]:
+        return commands
 
-    async def execute(self, *, raise_on_error: bool) -> Sequence[object]:
-        assert not raise_on_error
-        self.server.batches.append(self.commands)
+    async def send_packed_command(self, commands: list[Command]) -> None:
+        self.server.batches.append(commands)
+        self.unread += commands
         self.server.asked.set()
+
+    async def read_response(self) -> Command:
         await self.server.gate.wait()
         if self.server.broken:
             raise NoConnectionError
         if self.server.error:
             raise self.server.error
-        return [self._answer(command) for command in self.commands]
-
-    @staticmethod
-    def _answer(command: Command) -> object:
-        return ResponseError("no") if command == ("WRONG",) else command
+        command = self.unread.pop(0)
+        if command == ("WRONG",):
+            msg = "no"
+            raise ResponseError(msg)
+        return command
 
 
 def asking(server: OneServer, *commands: str) -> list[asyncio.Task[Any]]:
@@ -72,8 +83,10 @@ async def under_way(server: OneServer) -> None:
 
 
 @pytest.fixture
-def server() -> OneServer:
-    return OneServer()
+def server() -> Iterator[OneServer]:
+    found = OneServer()
+    yield found
+    assert found.lent == 0
 
 
 async def test_a_lone_command_waits_for_nobody(server: OneServer) -> None:
@@ -102,7 +115,7 @@ async def test_a_batch_has_an_end(server: OneServer) -> None:
 
 async def test_an_error_is_told_to_its_own_caller(server: OneServer) -> None:
     server.gate.set()
-    right, wrong = asking(server, "a", "WRONG")
+    wrong, right = asking(server, "WRONG", "a")
     assert await right == ("a",)
     with pytest.raises(ResponseError):
         await wrong
