@@ -19,17 +19,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from authz.core.allowlist import Allowlist
-    from authz.core.limits import Outcome
+    from authz.core.limits import Limits, Outcome
     from authz.core.model import Decision
 
 CREDENTIAL_HEADERS = ("authorization", "x-api-key")
-# In the metadata of what may pass: its key has limits, and where it stands; that it
-# holds a slot, so that Envoy tells of its end at once; and how many tokens of input
-# it was taken for, if its bytes alone do not tell.
+# In the metadata of what may pass: its key has limits, and where it stands; that
+# others may wait for its slot, so that Envoy tells of its end at once; and how many
+# tokens of input it was taken for, if its bytes alone do not tell.
 LIMITED = "limited"
 SLOT = "slot"
 INPUT_ESTIMATE = "input_estimate"
 RETRY_AFTER_S = 1
+# With so many slots left, and half of all, nobody waits for one.
+_MANY_SLOTS = 8
 
 # google.rpc.Code; Envoy only asks whether it is zero.
 _OK = 0
@@ -75,8 +77,8 @@ def response_of(decision: Decision) -> bytes:
         allowed += _more_metadata({INPUT_ESTIMATE: decision.input_estimate})
     if decision.limited is not None:
         allowed += _more_metadata({LIMITED: _quota_headers(decision.limited)})
-        if decision.key.limits.concurrency is not None:
-            allowed += _SLOT_HELD
+        if _is_waited_for(decision.limited, decision.key.limits):
+            allowed += _SLOT_WAITED_FOR
     return allowed
 
 
@@ -111,7 +113,12 @@ def _more_metadata(metadata: Mapping[str, list[str] | dict[str, str] | int]) -> 
     return more.SerializeToString()
 
 
-_SLOT_HELD = _more_metadata({SLOT: True})
+_SLOT_WAITED_FOR = _more_metadata({SLOT: True})
+
+
+def _is_waited_for(limited: Outcome, limits: Limits) -> bool:
+    left, of = limited.slots_left, limits.concurrency
+    return left is not None and of is not None and left < max(_MANY_SLOTS, of / 2)
 
 
 def _quota_headers(limited: Outcome) -> dict[str, str]:

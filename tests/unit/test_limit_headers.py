@@ -55,15 +55,23 @@ QUOTAS = {
 
 
 @pytest.mark.parametrize(
-    ("limits", "holds"),
-    [("concurrency=1", True), ("rpm=5,concurrency=2", True), ("rpm=5,tpm=5", False)],
+    ("limits", "told_at_once"),
+    [
+        ("concurrency=1", [True]),
+        ("rpm=9,concurrency=9", [False, True]),  # 8 slots are left, then 7
+        ("concurrency=30", [False] * 15 + [True]),
+        ("rpm=5,tpm=5", [False]),
+    ],
 )
-async def test_envoy_is_told_who_holds_a_slot(limits: str, *, holds: bool) -> None:
-    """Of their ends it tells at once: the next request may wait for that."""
+async def test_envoy_is_told_whose_slot_others_may_wait_for(
+    limits: str, told_at_once: list[bool]
+) -> None:
+    limiter = own_limiter(FakeClock())
     allow = Allow(replace(ROOT, limits=parse_limits(limits)), "/api/chat", "m")
-    verdict = await own_limiter(FakeClock()).admit(allow, "a", 1)
-    message = pb.CheckResponse.FromString(response_of(verdict))
-    assert ("slot" in message.dynamic_metadata.fields) is holds
+    for number, expected in enumerate(told_at_once):
+        verdict = await limiter.admit(allow, f"{number}", 1)
+        message = pb.CheckResponse.FromString(response_of(verdict))
+        assert ("slot" in message.dynamic_metadata.fields) is expected
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import httpx
+import pytest
 
 from authz.adapters.postgres import connected
 from tests.gateway import own_gateway
@@ -79,6 +80,20 @@ async def test_whoever_asks_for_one_thing_after_another_needs_one_slot(
         for body in (CHAT, STREAM) * 10:
             answer = await calls.post("/api/chat", json=body)
             assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("slots", [4, 16, 40])
+async def test_as_many_as_there_are_slots_may_ask_again_and_again(
+    gateway: Gateway[Standin], slots: int
+) -> None:
+    """However late their ends are told of."""
+    key = await gateway.new_key(limits=f"concurrency={slots}")
+    async with client(gateway, key) as calls:
+        for _ in range(5):
+            answers = await asyncio.gather(
+                *(calls.post("/api/chat", json=CHAT) for _ in range(slots))
+            )
+            assert {answer.status_code for answer in answers} == {200}
 
 
 async def test_a_stream_holds_its_slot_until_its_client_leaves(

@@ -481,16 +481,18 @@ UNKNOWN = mint(b"never issued".ljust(32))
 BROKEN_FRAME = bytes.fromhex("000004 08 00 00000000 00000000")
 
 
-@pytest.mark.parametrize("limits", ["", "rpm=100,tpm=100000"])
+@pytest.mark.parametrize("limits", ["", "rpm=100,tpm=100000", "concurrency=100"])
 async def test_entries_travel_together(metered: Metered, limits: str) -> None:
     """One message each would cost authz as much as the checks."""
     key = await metered.gateway.new_key("llama3.1", limits=limits)
     assert len(await messages_of(metered, key, 20)) < 20
 
 
-async def test_who_holds_a_slot_is_told_of_alone_and_at_once(metered: Metered) -> None:
-    key = await metered.gateway.new_key("llama3.1", limits="concurrency=20")
-    assert [len(told) for told in await messages_of(metered, key, 20)] == [1] * 20
+async def test_whose_slot_others_may_wait_for_is_told_of_alone_and_at_once(
+    metered: Metered,
+) -> None:
+    key = await metered.gateway.new_key("llama3.1", limits="concurrency=8")
+    assert [len(told) for told in await messages_of(metered, key, 8)] == [1] * 8
 
 
 async def messages_of(metered: Metered, key: str, number: int) -> list[set[str]]:
