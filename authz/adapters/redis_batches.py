@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from hiredis import pack_command
 from redis.exceptions import ResponseError
 
 from authz.adapters.redis_client import TIMEOUT_S, in_time, translated_errors
@@ -70,8 +71,7 @@ class RedisBatches:
             async with in_time(TIMEOUT_S):
                 connection = await pool.get_connection()  # type: ignore[no-untyped-call] # theirs
                 try:
-                    commands = [command for command, _ in batch]
-                    packed = connection.pack_commands(commands)
+                    packed = [pack_command(command) for command, _ in batch]  # type: ignore[arg-type] # theirs
                     await connection.send_packed_command(packed)
                     for _, answer in batch:
                         await _hand_out(connection, answer)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from hiredis import Reader
 from redis.exceptions import ConnectionError as NoConnectionError
 from redis.exceptions import ResponseError
 
@@ -50,11 +51,11 @@ class Connection:
     server: OneServer
     unread: list[Command] = field(default_factory=list)
 
-    @staticmethod
-    def pack_commands(commands: list[Command]) -> list[Command]:
-        return commands
-
-    async def send_packed_command(self, commands: list[Command]) -> None:
+    async def send_packed_command(self, packed: list[bytes]) -> None:
+        # As many as came: each reads as an array of texts.
+        reader = Reader(encoding="utf-8")
+        reader.feed(b"".join(packed))
+        commands = [tuple(reader.gets()) for _ in packed]
         self.server.batches.append(commands)
         self.unread += commands
         self.server.asked.set()
