@@ -11,7 +11,7 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from authz.core.limits import Demand, Limit, Limits, Period, Recorded
@@ -21,6 +21,7 @@ from authz.memory_limits import MemoryLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from datetime import date
 
     from authz.core.limits import Budget, Outcome
     from authz.core.model import Allow
@@ -260,8 +261,13 @@ def _period(budget: Budget | None, now: datetime) -> Period:
     """Return the period of a budget that a moment lies in, in UTC."""
     if budget is None:
         return Period(0, 0, 0, 0)
-    today = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    if budget.period == "day":
+    return _period_of(budget.period, now.astimezone(UTC).date())
+
+
+@lru_cache(maxsize=8)
+def _period_of(kind: str, day: date) -> Period:
+    today = datetime(day.year, day.month, day.day, tzinfo=UTC)
+    if kind == "day":
         begins = [today + timedelta(days=days) for days in (-1, 0, 1, 2)]
     else:
         first = today.replace(day=1)

@@ -165,21 +165,25 @@ class Window:
 
     def __init__(self) -> None:
         self._used: dict[int, int] = {}
+        self._total = 0
+        self._at = 0
 
-    def add(self, amount: int, second: int) -> None:
-        """Count from this second on."""
-        self._used[second] = self._used.get(second, 0) + amount
+    def add(self, amount: int, now: float) -> None:
+        """Count from now on."""
+        self._advance(now)
+        self._used[self._at] = self._used.get(self._at, 0) + amount
+        self._total += amount
 
     def take_back(self, amount: int, second: int) -> None:
         """Count less from a second on that may be over."""
         if second in self._used:
             self._used[second] -= amount
+            self._total -= amount
 
     def total(self, now: float) -> int:
         """Return what counts now."""
-        for second in [s for s in self._used if s < int(now) - WINDOW_S]:
-            del self._used[second]
-        return sum(self._used.values())
+        self._advance(now)
+        return self._total
 
     def free_at(self, limit: int, now: float) -> int:
         """Return the second in which less than the limit will count."""
@@ -196,6 +200,12 @@ class Window:
         newest = max((second for second, n in self._used.items() if n), default=None)
         reset = 0 if newest is None else ceil(newest + WINDOW_S + 1 - now)
         return Quota(limit, left, reset)
+
+    def _advance(self, now: float) -> None:
+        if int(now) != self._at:
+            self._at = int(now)
+            for second in [s for s in self._used if s < self._at - WINDOW_S]:
+                self._total -= self._used.pop(second)
 
 
 @dataclass(slots=True)
@@ -239,7 +249,7 @@ class Counters:
         self._end_leases(now)
         refused, free_at = self._first_beyond(limits, demand, now)
         if refused is None:
-            self._hold(limits, demand, now)
+            self._hold(limits, limits.budget, demand, now)
         return Outcome(
             refused,
             ceil(free_at - now),
@@ -252,9 +262,9 @@ class Counters:
         """Take in a request that passed elsewhere; of its budget the records tell."""
         self._end_leases(now)
         if limits.tpm or limits.concurrency:
-            self._hold(replace(limits, budget=None), demand, now)
+            self._hold(limits, None, demand, now)
         elif limits.rpm:
-            self._requests.add(1, int(now))
+            self._requests.add(1, now)
 
     def settle(self, request_id: str, tokens: int | None, now: float) -> bool:
         """End a request that used so many tokens; None keeps what it holds.
@@ -267,7 +277,7 @@ class Counters:
             return False
         if tokens is not None and held.tokens is not None:
             self._tokens.take_back(held.tokens, held.second)
-            self._tokens.add(tokens, int(now))
+            self._tokens.add(tokens, now)
         if tokens is not None and held.period in self._spent:
             self._spent[held.period] += tokens - held.of_budget
         return True
@@ -315,17 +325,19 @@ class Counters:
     def _slots_left(self, concurrency: int) -> int:
         return max(0, concurrency - len(self._running))
 
-    def _hold(self, limits: Limits, demand: Demand, now: float) -> None:
+    def _hold(
+        self, limits: Limits, budget: Budget | None, demand: Demand, now: float
+    ) -> None:
         held = Reservation(int(now), now + KEPT_S)
         if limits.rpm:
-            self._requests.add(1, held.second)
+            self._requests.add(1, now)
         if limits.tpm:
             left = limits.tpm - self._tokens.total(now)
             held.tokens = min(demand.tokens, max(0, left))
-            self._tokens.add(held.tokens, held.second)
-        if limits.budget:
+            self._tokens.add(held.tokens, now)
+        if budget:
             held.period = demand.period.begin
-            left = limits.budget.tokens - self._spent[held.period]
+            left = budget.tokens - self._spent[held.period]
             held.of_budget = min(demand.tokens, max(0, left))
             self._spent[held.period] += held.of_budget
         if limits.concurrency:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass, field
 
 import pytest
@@ -51,6 +52,19 @@ class Stage:
 
     def end(self, request_id: str, tokens: int | None) -> bool:
         return self.counters.settle(request_id, tokens, self.now)
+
+
+@pytest.mark.parametrize("limits", [Limits(rpm=9), Limits(rpm=9, tpm=9)])
+def test_a_key_that_is_used_in_every_second_takes_no_more_memory(
+    limits: Limits,
+) -> None:
+    """Also where replicas count together, and one only remembers what it let pass."""
+    counters, sizes = Counters(), []
+    for second in range(1000):
+        counters.count(limits, Demand("r", 5, TODAY), NOON + second)
+        counters.settle("r", 3, NOON + second)
+        sizes.append(len(pickle.dumps(counters)))
+    assert max(sizes) <= sizes[2 * WINDOW_S] + 20
 
 
 def test_no_minute_admits_more_requests_than_the_limit() -> None:
