@@ -76,7 +76,7 @@ def response_of(decision: Decision) -> bytes:
     if decision.input_estimate is not None:
         allowed += _more_metadata({INPUT_ESTIMATE: decision.input_estimate})
     if decision.limited is not None:
-        allowed += _more_metadata({LIMITED: _quota_headers(decision.limited)})
+        allowed += _limited(decision.limited)
         if _is_waited_for(decision.limited, decision.key.limits):
             allowed += _SLOT_WAITED_FOR
     return allowed
@@ -103,7 +103,7 @@ def _shown(models: Allowlist) -> bytes:
     return _more_metadata({"models": list(patterns)})
 
 
-def _more_metadata(metadata: Mapping[str, list[str] | dict[str, str] | int]) -> bytes:
+def _more_metadata(metadata: Mapping[str, list[str] | int]) -> bytes:
     """Return what adds to the metadata when it stands behind a serialised verdict.
 
     Two parts of one message on the wire are merged.
@@ -119,6 +119,16 @@ _SLOT_WAITED_FOR = _more_metadata({SLOT: True})
 def _is_waited_for(limited: Outcome, limits: Limits) -> bool:
     left, of = limited.slots_left, limits.concurrency
     return left is not None and of is not None and left < max(_MANY_SLOTS, of / 2)
+
+
+def _limited(limited: Outcome) -> bytes:
+    # Field by field, in half the time that `update` takes: it differs every time.
+    more = pb.CheckResponse()
+    told = more.dynamic_metadata.fields[LIMITED].struct_value
+    told.SetInParent()
+    for name, value in _quota_headers(limited).items():
+        told.fields[name].string_value = value
+    return more.SerializeToString()
 
 
 def _quota_headers(limited: Outcome) -> dict[str, str]:
