@@ -136,7 +136,7 @@ class Limiter:
             if outcome.refused is not None:
                 return Deny(_REASONS[outcome.refused], limited=outcome)
             self._hold(request_id, key.id)
-            return replace(allow, limited=outcome)
+            return allow._replace(limited=outcome)
         finally:
             self._end_doubt(request_id, key.id)
 

@@ -10,7 +10,6 @@ import json
 import resource
 import socket
 import struct
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from authz.core.decide import read_asked
@@ -59,7 +58,7 @@ def _answer(frames: BinaryIO, head_size: int, body_size: int) -> bytes:
     method, path, headers = json.loads(frames.read(head_size))
     request = Request(method, path, headers, frames.read(body_size))
     asked = _read(find_endpoint(method, path), request)
-    answer = asdict(asked)
+    answer = asked._asdict()
     if isinstance(asked, Deny):
         answer["reason"] = asked.reason.value
     return json.dumps(answer).encode() + b"\n"

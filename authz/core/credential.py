@@ -6,8 +6,7 @@ import hashlib
 import hmac
 import re
 import zlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from authz.core.model import Deny, Reason
 
@@ -22,14 +21,12 @@ _MARK = "nz_"
 _RANDOM_DIGITS = 43  # 62**43 > 2**256
 _CHECKSUM_DIGITS = 6  # 62**6 > 2**32
 _SHAPE = re.compile(rf"{_MARK}[0-9A-Za-z]{{{_RANDOM_DIGITS + _CHECKSUM_DIGITS}}}")
-_BEARER = "bearer "
 _ID_BYTES = 6
 # Two digits at a time: a checksum is made for every request.
 _PAIRS = tuple(first + second for first in ALPHABET for second in ALPHABET)
 
 
-@dataclass(frozen=True, slots=True)
-class Credential:
+class Credential(NamedTuple):
     """What may be kept of a presented key: the digests that it may be stored under.
 
     ``prefix`` is what people know it by.
@@ -111,15 +108,14 @@ def _pepper_id(pepper: bytes) -> str:
 
 
 def _bearer(authorization: str) -> str | None:
-    scheme, raw_key = authorization[: len(_BEARER)], authorization[len(_BEARER) :]
-    return raw_key if scheme.lower() == _BEARER else None
+    scheme, _, raw_key = authorization.partition(" ")
+    return raw_key if scheme.lower() == "bearer" else None
 
 
 def _is_well_formed(raw_key: str) -> bool:
     if not _SHAPE.fullmatch(raw_key):
         return False
-    start = raw_key[:-_CHECKSUM_DIGITS]
-    return raw_key[-_CHECKSUM_DIGITS:] == _checksum(start)
+    return raw_key.endswith(_checksum(raw_key[:-_CHECKSUM_DIGITS]))
 
 
 def _checksum(start: str) -> str:

@@ -43,21 +43,20 @@ _SERVER_ERROR = 500
 
 def request_of(message: bytes) -> Request:
     """Read a CheckRequest; what it lacks is empty and is denied as such."""
-    check, body = wire.parse(message)
-    http = check.attributes.request.http
-    headers = {name: http.headers[name] for name in http.headers}
-    return Request(
-        method=http.method,
-        path=http.path,
-        headers=headers,
-        body=body,
-        headers_only=check.attributes.context_extensions.get("phase") == "headers",
-        # Where proxies stand in front, the other end of the connection is one of
-        # them, and the header has whom Envoy takes for the client. Envoy overwrites
-        # what a client sends of that name.
-        source=headers.get("x-envoy-external-address")
-        or check.attributes.source.address.socket_address.address,
+    attributes, cut_out = wire.parse(message)
+    http = attributes.request.http
+    # The library's own mapping: a copy takes longer than what is read of it.
+    headers = http.headers
+    body = http.raw_body if cut_out is None else cut_out
+    headers_only = attributes.context_extensions.get("phase") == "headers"
+    # Where proxies stand in front, the other end of the connection is one of them,
+    # and the header has whom Envoy takes for the client. Envoy overwrites what a
+    # client sends of that name.
+    source = (
+        headers.get("x-envoy-external-address")
+        or attributes.source.address.socket_address.address
     )
+    return Request(http.method, http.path, headers, body, headers_only, source)
 
 
 def response_of(decision: Decision) -> bytes:

@@ -29,16 +29,16 @@ _VARINT, _LENGTH_DELIMITED = 0, 2
 _MORE = 0x80  # the bit of a byte that another one follows
 
 
-def parse(message: bytes) -> tuple[CheckRequest, bytes | memoryview]:
-    """Return a CheckRequest and its body; a large one is a part of ``message``.
+def parse(message: bytes) -> tuple[AttributeContext, memoryview | None]:
+    """Return what a CheckRequest says, and its body if that was cut out of it.
 
-    Raises ValueError for what is no such message.
+    A body that was is a part of ``message``. Raises ValueError for what is no such
+    message.
     """
     if len(message) <= _SMALL_BYTES:
-        request = CheckRequest.FromString(message)
-        return request, request.attributes.request.http.raw_body
+        return CheckRequest.FromString(message).attributes, None
     rest, body = _cut(memoryview(message), _PATH)
-    return CheckRequest.FromString(rest), body
+    return CheckRequest.FromString(rest).attributes, body
 
 
 def _cut(message: memoryview, path: tuple[int, ...]) -> tuple[bytes, memoryview]:

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from authz.core.model import CODES, Allow, Code, Deny, Reason
+from authz.core.model import CODES, Allow, Code, Deny, Reason, Request
 from authz.edge.translate import request_of, response_of
 from authz.pb import external_auth_pb2 as pb
 from tests import verdicts
@@ -79,6 +79,11 @@ def test_we_read_what_envoy_writes() -> None:
     assert request.source == "192.0.2.1"
 
 
+def test_a_request_that_is_printed_shows_no_header_and_no_body() -> None:
+    shown = repr(Request("GET", "/", {"x-api-key": "secret"}, b"secret"))
+    assert "secret" not in shown
+
+
 def test_the_source_is_the_client_that_envoy_finds_behind_trusted_proxies() -> None:
     http = pb.AttributeContext.HttpRequest(
         headers={"x-envoy-external-address": "2001:db8::1"}
@@ -96,7 +101,7 @@ def test_a_large_body_is_read_where_it_stands() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < len(body) / 10
-    assert request == replace(request_of(check_request("headers")), body=body)
+    assert request == request_of(check_request("headers"))._replace(body=body)
 
 
 @pytest.mark.parametrize("cut", [1, 1000, 100_000])
@@ -142,7 +147,7 @@ def test_envoy_reads_an_allowed_verdict() -> None:
 
 def test_what_an_input_was_taken_for_is_told_beside_the_rest() -> None:
     verdict = Allow(KEY, "/api/chat", "h/n/m:t")
-    told = metadata(response_of(replace(verdict, input_estimate=1011)))
+    told = metadata(response_of(verdict._replace(input_estimate=1011)))
     assert told == {**metadata(response_of(verdict)), "input_estimate": 1011}
 
 
