@@ -25,7 +25,9 @@ Json = dict[str, object]
 
 # Some non-ASCII letters fold into ASCII ones (U+017F, U+212A), so a key in any
 # other spelling could be one that we look for.
-_PLAIN_KEY = re.compile(r"[a-z0-9_$]+")
+_PLAIN = re.compile(r"[a-z0-9_$]*")
+# What JSON takes for white space.
+_SPACE = " \t\n\r"
 
 # What is read at once, while other checks wait: 3 ms at most.
 _QUICK_BYTES = 64 * 1024
@@ -101,8 +103,7 @@ _UNIQUE_ASCII = _decoder(object_pairs_hook=_unique_ascii)
 
 def decode_strictly(text: bytes) -> object:
     """Return the one value of a JSON text. Raises ValueError, RecursionError."""
-    value: object = _UNIQUE_TO_GO.decode(text.decode("utf-8"))
-    return value
+    return _decode(_UNIQUE_TO_GO, text.decode("utf-8"))
 
 
 def _decode_compactly(text: bytes) -> object:
@@ -115,12 +116,20 @@ def _decode_compactly(text: bytes) -> object:
         _refuse_broken_utf8(text)
     # A lone sign is found several times faster than two.
     if b"\\" not in text or b"\\u" not in text:
-        value: object = _UNIQUE.decode(text.decode("latin-1"))
-        return value
+        return _decode(_UNIQUE, text.decode("latin-1"))
     try:
-        value = _UNIQUE_ASCII.decode(_mask_wide_escapes(text).decode("latin-1"))
+        return _decode(_UNIQUE_ASCII, _mask_wide_escapes(text).decode("latin-1"))
     except _UnclearKeyError:
         return decode_strictly(text)
+
+
+def _decode(decoder: json.JSONDecoder, text: str) -> object:
+    """Return the one value; faster than ``decode``, which uses expressions."""
+    text = text.strip(_SPACE)
+    value: object
+    value, end = decoder.raw_decode(text)
+    if end != len(text):
+        raise _NotStrictError
     return value
 
 
@@ -156,15 +165,15 @@ def _refuse_broken_utf8(text: bytes) -> None:
 
 def is_quickly_read(body: bytes | memoryview) -> bool:
     """Tell whether a body is so small and simple that nobody has to wait for it."""
-    if len(body) > _QUICK_BYTES:
-        return False
-    # A text has no more signs than bytes, so most need not be counted.
-    return len(body) <= _QUICK_PARTS or len(_signs(bytes(body))) <= _QUICK_PARTS
+    return len(body) <= _QUICK_BYTES and len(_signs(bytes(body))) <= _QUICK_PARTS
 
 
 def _signs(text: bytes) -> bytes:
-    """Leave out all but what begins and divides values; one pass, short results."""
-    return text.translate(None, _NO_SIGNS)
+    """Leave out all but what begins and divides values; one pass, short results.
+
+    A short text stays as it is: it has no more signs than bytes.
+    """
+    return text if len(text) <= _QUICK_PARTS else text.translate(None, _NO_SIGNS)
 
 
 def read_body(request: Request) -> Json | Deny:
@@ -182,17 +191,18 @@ def read_body(request: Request) -> Json | Deny:
     opened = signs.count(b"{") + signs.count(b"[")
     if opened > _DEEPEST and _is_too_deep(body):
         return Deny(Reason.BODY_TOO_COMPLEX)
-    if not all(map(_PLAIN_KEY.fullmatch, body)):
+    if "" in body or not _PLAIN.fullmatch("".join(body)):
         return Deny(Reason.BODY_ODD_FIELD)
     return body
 
 
 def read_models(endpoint: Endpoint, body: Json) -> tuple[str, ...] | Deny:
     """Return the canonical names that a body holds, first what it is about."""
-    optional = (field for field in endpoint.optional_fields if field in body)
-    further = ((field,) for field in (*endpoint.further_fields, *optional))
+    groups = endpoint.names
+    if endpoint.optional_fields:
+        groups += tuple((field,) for field in endpoint.optional_fields if field in body)
     models = []
-    for fields in (endpoint.model_fields, *further):
+    for fields in groups:
         name = _read_name(fields, body)
         if isinstance(name, Deny):
             return name
@@ -202,22 +212,26 @@ def read_models(endpoint: Endpoint, body: Json) -> tuple[str, ...] | Deny:
 
 def _read_name(fields: tuple[str, ...], body: Json) -> str | Deny:
     """Read one name that may stand in several fields, if they agree on it."""
-    present = [body[field] for field in fields if field in body]
-    spellings = [name for name in present if isinstance(name, str)]
-    found = {names.canonical(name) for name in spellings if name}
-    if not found or len(spellings) < len(present):
+    found = set()
+    for field in fields:
+        spelling = body.get(field, "")
+        if not isinstance(spelling, str):
+            return Deny(Reason.MODEL_MISSING)
+        if spelling:
+            found.add(names.canonical(spelling))
+    if not found:
         return Deny(Reason.MODEL_MISSING)
     if len(found) > 1:
         return Deny(Reason.MODEL_AMBIGUOUS)
     name = found.pop()
-    return Deny(name) if isinstance(name, Reason) else name
+    return name if isinstance(name, str) else Deny(name)
 
 
 def refused_framing(request: Request) -> Reason | None:
     """Tell why the bytes of a body may not be all that was sent, as it was sent."""
     headers, size = request.headers, str(len(request.body))
-    encoding = headers.get("content-encoding", "identity")
-    if encoding.strip().lower() != "identity":
+    encoding = headers.get("content-encoding")
+    if encoding is not None and encoding.strip().lower() != "identity":
         return Reason.ENCODING_ODD
     if headers.get("content-type", "").lstrip().lower().startswith("multipart/"):
         return Reason.MULTIPART

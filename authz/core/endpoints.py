@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 from authz.core.model import Deny, Reason, Scope
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Endpoint:
     """One route, and where a request to it names models.
 
@@ -38,6 +39,11 @@ class Endpoint:
     takes_bytes: bool = False
     streams: bool = False
     lists_models: bool = False
+
+    @cached_property
+    def names(self) -> tuple[tuple[str, ...], ...]:
+        """The spellings of each name that a JSON body must have."""
+        return (self.model_fields, *((field,) for field in self.further_fields))
 
 
 def _inference(path: str, *, streams: bool = False) -> Endpoint:
@@ -139,11 +145,10 @@ _PLAIN_PATH = re.compile(r"[A-Za-z0-9/_.:-]+")
 
 def find_endpoint(method: str, path: str) -> Endpoint | Deny:
     """Look up a literal path. Ollama routes on the decoded one: no escapes here."""
-    if not _PLAIN_PATH.fullmatch(path):
-        return Deny(Reason.PATH_ODD)
     endpoint = _at(path)
     if endpoint is None:
-        return Deny(Reason.PATH_UNKNOWN)
+        is_plain = _PLAIN_PATH.fullmatch(path)
+        return Deny(Reason.PATH_UNKNOWN if is_plain else Reason.PATH_ODD)
     if method not in endpoint.methods:
         return Deny(Reason.METHOD_UNKNOWN, endpoint.methods)
     return endpoint
