@@ -62,7 +62,9 @@ def read_amounts(path: str, body: Json, size: int) -> Amounts:
     if readers is None:
         return {}
     amounts: Amounts = {"text_bytes": size}
-    for read in readers:
+    for read, field in readers:
+        if field is not None and field not in body:
+            continue
         try:
             read(body, amounts)
         except OddValueError:
@@ -243,7 +245,7 @@ def _web_search(body: Json, amounts: Amounts) -> None:
 
 
 def _images(body: Json, amounts: Amounts) -> None:
-    images = [*_pictures(body)]
+    images = _pictures(body)
     if images:
         amounts["images"] = len(images)
         amounts["image_bytes"] = max(image.size for image in images)
@@ -254,9 +256,9 @@ def _images(body: Json, amounts: Amounts) -> None:
             amounts["sounds"] = sounds
 
 
-def _pictures(body: Json) -> Iterator[Picture]:
-    """Yield what any of the protocols takes for a picture, wherever it takes one."""
-    yield from map(Picture, _texts(body.get("images")))
+def _pictures(body: Json) -> list[Picture]:
+    """Return what any of the protocols takes for a picture, wherever it takes one."""
+    pictures = _given(body)
     left = [body.get("messages"), body.get("input")]
     while left:
         parts = left.pop()
@@ -264,14 +266,22 @@ def _pictures(body: Json) -> Iterator[Picture]:
             if not isinstance(part, dict) or _is_plain(part):
                 continue
             fields = _fields(part)
-            yield from map(Picture, _texts(fields.get("images")))
-            yield from _held(fields)
+            pictures += _given(fields)
+            pictures += _held(fields)
             left += fields.get("content"), fields.get("output")
+    return pictures
+
+
+def _given(fields: Json) -> list[Picture]:
+    images = _list(fields.get("images"))
+    if not images:
+        return []
+    return [Picture(text) for text in map(_text, images) if text]
 
 
 def _is_plain(message: Json) -> bool:
     """Tell most messages, which are a text, from those that may hold more."""
-    return message.keys() <= _OF_A_PLAIN_MESSAGE and isinstance(
+    return _OF_A_PLAIN_MESSAGE.issuperset(message) and isinstance(
         message.get("content"), str
     )
 
@@ -323,10 +333,6 @@ def _list(value: object) -> list[object]:
     raise OddValueError
 
 
-def _texts(value: object) -> Iterator[str]:
-    return filter(None, map(_text, _list(value)))
-
-
 def _text(value: object) -> str:
     if value is None:
         return ""
@@ -376,7 +382,21 @@ _OF_A_PLAIN_MESSAGE = frozenset({"role", "content", "type", "text", "name"})
 _HOLDERS = (("image_url", "url"), ("input_audio", "data"))
 
 _Reader = Callable[[Json, Amounts], None]
-_READERS: dict[str, tuple[_Reader, ...]] = {
+# Those that find nothing where one field is not given, and that field.
+_ONE_FIELD: dict[_Reader, str] = {
+    _options: "options",
+    _shift: "shift",
+    _stop: "stop",
+    _stop_sequences: "stop_sequences",
+    _format: "format",
+    _response_format: "response_format",
+    _text_format: "text",
+    _messages: "messages",
+    _items: "input",
+    _tools: "tools",
+    _web_search: "tools",
+}
+_READERS_OF: dict[str, tuple[_Reader, ...]] = {
     "/api/generate": (_generation, _options, _shift, _format, _images),
     "/api/chat": (_chat, _messages, _tools, _options, _shift, _format, _images),
     "/api/embed": (_embed, _options, _inputs),
@@ -392,4 +412,8 @@ _READERS: dict[str, tuple[_Reader, ...]] = {
     "/v1/responses": (
         *(_max_output_tokens, _items, _tools, _text_format, _web_search, _images),
     ),
+}
+_READERS = {
+    path: tuple((read, _ONE_FIELD.get(read)) for read in readers)
+    for path, readers in _READERS_OF.items()
 }

@@ -57,19 +57,21 @@ def read_asked(endpoint: Endpoint, request: Request) -> Asked | Deny:
 
 def judge(endpoint: Endpoint, asked: Asked, key: Key) -> Decision:
     """Return the verdict on what is asked for."""
-    if not all(map(key.models.allows, asked.models)):
-        return Deny(Reason.MODEL_NOT_LISTED)
+    for name in asked.models:
+        if not key.models.allows(name):
+            return Deny(Reason.MODEL_NOT_LISTED)
     if asked.unnamed and not key.models.everything:
         return Deny(Reason.MODEL_UNNAMED)
     if endpoint.scope is Scope.MANAGE and not all(map(_is_ollamas, asked.models)):
         return Deny(Reason.MODEL_ELSEWHERE)
     if asked.switched:
         return Deny(Reason.PARAMETER_SWITCH)
-    beyond = key.parameters.first_beyond(asked.amounts, asked.model)
+    model = asked.model
+    beyond = key.parameters.first_beyond(asked.amounts, model)
     if beyond is not None:
         return Deny(Reason.PARAMETER_BEYOND, parameter=beyond)
     estimated = input_estimate(asked.amounts)
-    return Allow(key, endpoint.path, asked.model, input_estimate=estimated)
+    return Allow(key, endpoint.path, model, input_estimate=estimated)
 
 
 def _asked_in_body(endpoint: Endpoint, request: Request) -> Asked | Deny:
@@ -84,12 +86,9 @@ def _asked_in_body(endpoint: Endpoint, request: Request) -> Asked | Deny:
     except OddValueError as error:
         return Deny(Reason.PARAMETER_ODD, parameter=str(error))
     # Clients send the value of an unset switch too.
-    return Asked(
-        models,
-        switched=any(map(body.get, endpoint.switches)),
-        unnamed=any(map(body.get, endpoint.unnamed_fields)),
-        amounts=amounts,
-    )
+    switched = any(map(body.get, endpoint.switches))
+    unnamed = any(map(body.get, endpoint.unnamed_fields))
+    return Asked(models, switched, unnamed, amounts)
 
 
 def _asked_in_path(path: str) -> Asked | Deny:

@@ -92,6 +92,10 @@ class Bound:
         return any(low <= amount <= high for low, high in self.ranges)
 
 
+# Most of the bounds of most keys; what it admits need not be asked.
+_ANY = Bound(((-inf, inf),))
+
+
 @dataclass(frozen=True)
 class Parameters:
     """What a key may ask for: a preset, and limits in its place.
@@ -119,7 +123,8 @@ class Parameters:
                 if models.allows(model)
             }
         for name, amount in amounts.items():
-            if not bounds[name].admits(amount):
+            bound = bounds[name]
+            if bound is not _ANY and not bound.admits(amount):
                 return name
         return None
 
@@ -185,7 +190,7 @@ def _parse_bound(name: str, text: str) -> Bound:
     if text == NEVER:
         return Bound(())
     if text == ANY:
-        return Bound(((-inf, inf),))
+        return _ANY
     return Bound(tuple(_parse_range(name, part) for part in text.split("|")))
 
 
