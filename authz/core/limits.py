@@ -60,7 +60,7 @@ class Limits:
     budget: Budget | None = None
 
     def __bool__(self) -> bool:
-        return self != NONE
+        return self is not NONE and self != NONE
 
     def changed(self, changes: Mapping[str, int | Budget | None]) -> Limits:
         """Return these with others in place of some, by name."""
@@ -86,6 +86,8 @@ def parse_limits(text: str) -> Limits:
         else:
             msg = "a limit is rpm, tpm or concurrency=N, or budget=N/day or N/month"
             raise ValueError(msg)
+    if not given:
+        return NONE
     return Limits(**given)  # type: ignore[arg-type] # by the expressions above
 
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     Trace = Callable[[FrameType, str, object], "Trace | None"]
 
 # Of one warm check: functions called (Python's and C's), instructions of Python.
-MOST_CALLS, MOST_STEPS = 250, 2500
+MOST_CALLS, MOST_STEPS = 210, 2000
 # Of one entry of the access log.
 MOST_CALLS_AN_ENTRY = 95
 MOST_BYTES = 8 * 1024
