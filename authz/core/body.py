@@ -25,7 +25,7 @@ Json = dict[str, object]
 
 # Some non-ASCII letters fold into ASCII ones (U+017F, U+212A), so a key in any
 # other spelling could be one that we look for.
-_PLAIN = re.compile(r"[a-z0-9_$]*")
+_PLAIN_KEYS = re.compile(r"[a-z0-9_$]*")
 # What JSON takes for white space.
 _SPACE = " \t\n\r"
 
@@ -191,7 +191,7 @@ def read_body(request: Request) -> Json | Deny:
     opened = signs.count(b"{") + signs.count(b"[")
     if opened > _DEEPEST and _is_too_deep(body):
         return Deny(Reason.BODY_TOO_COMPLEX)
-    if "" in body or not _PLAIN.fullmatch("".join(body)):
+    if "" in body or not _PLAIN_KEYS.fullmatch("".join(body)):
         return Deny(Reason.BODY_ODD_FIELD)
     return body
 
