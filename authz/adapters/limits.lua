@@ -1,59 +1,144 @@
 -- The rules of core/limits.py for replicas that share Redis, whose clock counts.
 -- One key's counters stand in one slot of a Cluster:
---   KEYS[1]  hash: r:SECOND requests, t:SECOND tokens, b:BEGIN spent of a budget
---   KEYS[2]  sorted set: who holds a slot, until when
---   KEYS[3]  what a request holds: SECOND:TOKENS:BEGIN:OF_BUDGET:SLOT
+--   KEYS[1]  hash: SECOND requests:tokens; and "sums" of all these, so that they are not
+--            read each time: OLDEST:REQUESTS:NEWEST_WITH_ANY:TOKENS:NEWEST_WITH_ANY
+--   KEYS[2]  hash: BEGIN what was spent of a budget
+--   KEYS[3]  sorted set: who holds a slot, until when
+--   KEYS[4]  what a request holds: SECOND:TOKENS:BEGIN:OF_BUDGET:SLOT
 -- A field that is left out of a text stands for a limit that the key has not.
 
 local WINDOW_S, LEASE_S, KEPT_S = 60, 60, 3600
+-- If more seconds than these are over since the last time, all is read: there is less.
+local MOST_STEPS = 8
 
 local time = redis.call('TIME')
-local second = tonumber(time[1])
+local this, second = time[1], tonumber(time[1])
 local now = second + tonumber(time[2]) / 1000000
-local counters, running, reservation = KEYS[1], KEYS[2], KEYS[3]
+local oldest = second - WINDOW_S -- of those that count
+local counters, budgets, running, reservation = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
-local function add(field, amount)
-  redis.call('HINCRBY', counters, field, amount)
+-- What was used in a second.
+local function parse(text)
+  local requests, tokens = (text or '0:0'):match('^(%d+):(-?%d+)$')
+  return { requests = tonumber(requests), tokens = tonumber(tokens) }
 end
 
--- What counts in the last minute, the newest second of it, and all of them.
-local function read()
-  local windows = { r = { total = 0, seconds = {} }, t = { total = 0, seconds = {} } }
-  local spent, over = {}, {}
-  local fields = redis.call('HGETALL', counters)
+-- Adds what was used in a second to what counts in a minute.
+local function count(minute, of, used)
+  for kind, amount in pairs(used) do
+    local window = minute[kind]
+    window.total = window.total + amount
+    if amount ~= 0 then
+      window.newest = math.max(window.newest, of)
+    end
+  end
+end
+
+-- Sums of all seconds that count; the others are dropped.
+local function recount()
+  local minute = { requests = { total = 0, newest = 0 }, tokens = { total = 0, newest = 0 } }
+  local fields, over = redis.call('HGETALL', counters), {}
   for i = 1, #fields, 2 do
-    local kind, of = fields[i]:sub(1, 1), tonumber(fields[i]:sub(3))
-    local amount = tonumber(fields[i + 1])
-    if kind == 'b' then
-      spent[of] = amount
-    elseif of < second - WINDOW_S then
+    local of = tonumber(fields[i])
+    if of and of < oldest then
       over[#over + 1] = fields[i]
-    else
-      local window = windows[kind]
-      window[of] = amount
-      window.total = window.total + amount
-      window.seconds[#window.seconds + 1] = of
-      if amount ~= 0 and of > (window.newest or 0) then
-        window.newest = of
-      end
+    elseif of then
+      count(minute, of, parse(fields[i + 1]))
     end
   end
   if #over > 0 then
     redis.call('HDEL', counters, unpack(over))
   end
-  return windows, spent
+  return minute
 end
 
-local function free_at(window, limit)
-  table.sort(window.seconds)
-  local used, last = window.total, second
-  for _, of in ipairs(window.seconds) do
-    used, last = used - window[of], of
-    if used < limit then
+-- The sums that were written last, without what is over since; that is dropped.
+local function advance(sums)
+  local since, requests, with_requests, tokens, with_tokens =
+    (sums or ''):match('^(%d+):(%d+):(%d+):(-?%d+):(%d+)$')
+  since = tonumber(since)
+  if not since or since < oldest - MOST_STEPS then
+    return nil
+  end
+  local minute = {
+    requests = { total = tonumber(requests), newest = tonumber(with_requests) },
+    tokens = { total = tonumber(tokens), newest = tonumber(with_tokens) },
+    is_written = since == oldest,
+  }
+  for of = since, oldest - 1 do
+    local over = redis.call('HGET', counters, of)
+    if over then
+      local used = parse(over)
+      minute.requests.total = minute.requests.total - used.requests
+      minute.tokens.total = minute.tokens.total - used.tokens
+      redis.call('HDEL', counters, of)
+    end
+  end
+  return minute
+end
+
+-- What counts in the last minute, of each kind the newest second with any, and what was
+-- used in this second and in another one; and whether that one still counts.
+local function read(other)
+  local found = redis.call('HMGET', counters, 'sums', this, other or this)
+  local minute = advance(found[1]) or recount()
+  minute.seconds = { [this] = parse(found[2]) }
+  local counts = other and found[3] and tonumber(other) >= oldest
+  if counts then
+    minute.seconds[other] = parse(found[3])
+  end
+  return minute, counts
+end
+
+local function add(minute, kind, of, amount)
+  local window, used = minute[kind], minute.seconds[of]
+  window.total, used[kind] = window.total + amount, used[kind] + amount
+  if used[kind] ~= 0 then
+    window.newest = math.max(window.newest, tonumber(of))
+  elseif window.newest == tonumber(of) then
+    minute.has_no_newest = true -- the next one finds it by a recount
+  end
+  minute.is_written = false
+end
+
+local function write(minute)
+  if minute.is_written then
+    return
+  end
+  local requests, tokens = minute.requests, minute.tokens
+  local sums = ('%d:%d:%d:%d:%d'):format(
+    oldest, requests.total, requests.newest, tokens.total, tokens.newest)
+  local fields = { 'sums', minute.has_no_newest and '' or sums }
+  for of, used in pairs(minute.seconds) do
+    fields[#fields + 1] = of
+    fields[#fields + 1] = ('%d:%d'):format(used.requests, used.tokens)
+  end
+  redis.call('HSET', counters, unpack(fields))
+  redis.call('EXPIRE', counters, WINDOW_S * 2)
+end
+
+local function free_at(minute, kind, limit)
+  local seconds = {}
+  for _, field in ipairs(redis.call('HKEYS', counters)) do
+    seconds[#seconds + 1] = tonumber(field)
+  end
+  table.sort(seconds)
+  local total, last = minute[kind].total, second
+  for _, of in ipairs(seconds) do
+    total, last = total - parse(redis.call('HGET', counters, of))[kind], of
+    if total < limit then
       break
     end
   end
   return last + WINDOW_S + 1
+end
+
+local function read_spent()
+  local spent, fields = {}, redis.call('HGETALL', budgets)
+  for i = 1, #fields, 2 do
+    spent[tonumber(fields[i])] = tonumber(fields[i + 1])
+  end
+  return spent
 end
 
 -- Enters the period of a budget; returns false if it must be told what was spent in it.
@@ -65,12 +150,12 @@ local function enter(spent, previous, begin, recorded)
   end
   for of in pairs(spent) do
     if of < begin then
-      redis.call('HDEL', counters, ('b:%d'):format(of))
+      redis.call('HDEL', budgets, of)
     end
   end
   local known = math.max(spent[begin] or 0, recorded or 0)
   if known ~= spent[begin] then
-    redis.call('HSET', counters, ('b:%d'):format(begin), ('%d'):format(known))
+    redis.call('HSET', budgets, begin, known)
     spent[begin] = known
   end
   return true
@@ -80,8 +165,8 @@ local function quota(window, limit)
   if not limit then
     return -1, -1
   end
-  local reset = window.newest and math.ceil(window.newest + WINDOW_S + 1 - now) or 0
-  return math.max(0, limit - window.total), reset
+  local reset = math.ceil(window.newest + WINDOW_S + 1 - now)
+  return math.max(0, limit - window.total), math.max(0, reset)
 end
 
 -- ARGV: id, tokens, rpm, tpm, concurrency, budget, the begins of its periods and the end
@@ -94,8 +179,7 @@ local function reserve()
   local rpm, tpm, concurrency = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
   local budget, previous = tonumber(ARGV[7]), tonumber(ARGV[8])
   local begin, ends = tonumber(ARGV[9]), tonumber(ARGV[10])
-  local windows, spent = read()
-  local kept_s = WINDOW_S * 2
+  local spent = budget and read_spent()
   if budget then
     if second < begin then -- by the clock of whoever asks it is already
       previous, begin, ends = nil, previous, begin
@@ -106,18 +190,18 @@ local function reserve()
     if not enter(spent, previous, begin, recorded) then
       return { 'unknown', begin, -1, -1, -1, -1, -1 }
     end
-    kept_s = ends - second + KEPT_S
   end
+  local minute = (rpm or tpm) and read() or {}
   redis.call('ZREMRANGEBYSCORE', running, '-inf', now)
   local held_slots = concurrency and redis.call('ZCARD', running)
 
   local refused, wait = '', 0
   if budget and tokens > 0 and spent[begin] >= budget then
     refused, wait = 'budget', ends - now
-  elseif rpm and windows.r.total >= rpm then
-    refused, wait = 'requests', free_at(windows.r, rpm) - now
-  elseif tpm and tokens > 0 and windows.t.total >= tpm then
-    refused, wait = 'tokens', free_at(windows.t, tpm) - now
+  elseif rpm and minute.requests.total >= rpm then
+    refused, wait = 'requests', free_at(minute, 'requests', rpm) - now
+  elseif tpm and tokens > 0 and minute.tokens.total >= tpm then
+    refused, wait = 'tokens', free_at(minute, 'tokens', tpm) - now
   elseif concurrency
     and (held_slots >= concurrency or redis.call('ZSCORE', running, id)) then
     refused, wait = 'concurrency', 1
@@ -126,33 +210,33 @@ local function reserve()
   if refused == '' then
     local of_tokens, of_budget = '', 0
     if rpm then
-      add('r:' .. second, 1)
-      windows.r.total, windows.r.newest = windows.r.total + 1, second
+      add(minute, 'requests', this, 1)
     end
     if tpm then
-      of_tokens = math.min(tokens, math.max(0, tpm - windows.t.total))
-      add('t:' .. second, of_tokens)
-      windows.t.total = windows.t.total + of_tokens
-      if of_tokens > 0 then
-        windows.t.newest = second
-      end
+      of_tokens = math.min(tokens, math.max(0, tpm - minute.tokens.total))
+      add(minute, 'tokens', this, of_tokens)
     end
     if budget then
       of_budget = math.min(tokens, math.max(0, budget - spent[begin]))
-      add(('b:%d'):format(begin), of_budget)
+      redis.call('HINCRBY', budgets, begin, of_budget)
     end
     if concurrency then
       redis.call('ZADD', running, now + LEASE_S, id)
       redis.call('EXPIRE', running, KEPT_S)
       held_slots = held_slots + 1
     end
-    local held = { second, of_tokens, budget and begin or '', of_budget, concurrency and 1 or '' }
+    local held = { this, of_tokens, budget and begin or '', of_budget, concurrency and 1 or '' }
     redis.call('SET', reservation, table.concat(held, ':'), 'EX', KEPT_S)
   end
-  redis.call('EXPIRE', counters, kept_s)
+  if rpm or tpm then
+    write(minute)
+  end
+  if budget then
+    redis.call('EXPIRE', budgets, ends - second + KEPT_S)
+  end
 
-  local requests_left, requests_reset = quota(windows.r, rpm)
-  local tokens_left, tokens_reset = quota(windows.t, tpm)
+  local requests_left, requests_reset = quota(minute.requests, rpm)
+  local tokens_left, tokens_reset = quota(minute.tokens, tpm)
   local slots_left = concurrency and math.max(0, concurrency - held_slots) or -1
   return {
     refused, math.ceil(wait),
@@ -169,18 +253,17 @@ local function settle()
     return 0
   end
   redis.call('DEL', reservation)
-  local since, of_tokens, begin, of_budget = held:match('^(%d+):(%d*):(%d*):(%d+):')
+  local reserved, of_tokens, begin, of_budget = held:match('^(%d+):(%d*):(%d*):(%d+):')
   if tokens and of_tokens ~= '' then
-    if redis.call('HEXISTS', counters, 't:' .. since) == 1 then
-      add('t:' .. since, 0 - of_tokens) -- "-0" is no number to Redis
+    local minute, counts = read(reserved)
+    add(minute, 'tokens', this, tokens)
+    if counts then
+      add(minute, 'tokens', reserved, -of_tokens)
     end
-    add('t:' .. second, tokens)
-    if redis.call('TTL', counters) < WINDOW_S * 2 then
-      redis.call('EXPIRE', counters, WINDOW_S * 2)
-    end
+    write(minute)
   end
-  if tokens and begin ~= '' and redis.call('HEXISTS', counters, 'b:' .. begin) == 1 then
-    add('b:' .. begin, tokens - of_budget)
+  if tokens and begin ~= '' and redis.call('HEXISTS', budgets, begin) == 1 then
+    redis.call('HINCRBY', budgets, begin, tokens - of_budget)
   end
   return 1
 end
@@ -201,9 +284,9 @@ end
 
 -- ARGV: begin, tokens. What was recorded of a budget; more may have been used since.
 local function spend()
-  local _, spent = read()
-  if spent[tonumber(ARGV[2])] then
-    enter(spent, nil, tonumber(ARGV[2]), tonumber(ARGV[3]))
+  local spent, begin = read_spent(), tonumber(ARGV[2])
+  if spent[begin] then
+    enter(spent, nil, begin, tonumber(ARGV[3]))
   end
   return 1
 end

@@ -74,14 +74,19 @@ class RedisLimits:
 
     async def _run(self, key_id: str, call: str, *arguments: str | int | None) -> Any:  # noqa: ANN401 - Lua's
         # What stands in braces chooses the slot: all of a key is in one.
-        of_key = f"authz:limits:1:{{{key_id}}}"
-        names = (of_key, f"{of_key}:running", f"{of_key}:held:{arguments[0]}")
+        of_key = f"authz:limits:2:{{{key_id}}}"
+        names = (
+            of_key,
+            f"{of_key}:spent",
+            f"{of_key}:running",
+            f"{of_key}:held:{arguments[0]}",
+        )
         given = (call, *("" if each is None else each for each in arguments))
         with translated_errors():
             try:
-                return await self._send("EVALSHA", self._sha, 3, *names, *given)
+                return await self._send("EVALSHA", self._sha, 4, *names, *given)
             except NoScriptError:
-                return await self._send("EVAL", self._script, 3, *names, *given)
+                return await self._send("EVAL", self._script, 4, *names, *given)
 
 
 async def _send_alone(redis: RedisCluster, *command: str | int) -> Any:  # noqa: ANN401 - Redis's

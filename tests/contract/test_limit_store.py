@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from random import Random
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -16,12 +17,14 @@ from authz.adapters import redis_batches
 from authz.adapters.redis_limits import RedisLimits
 from authz.core.limits import (
     LEASE_S,
+    WINDOW_S,
     Budget,
     Demand,
     Limit,
     Limits,
     Outcome,
     Period,
+    Quota,
     Recorded,
 )
 from authz.memory_limits import MemoryLimits
@@ -190,6 +193,64 @@ async def test_what_is_unknown_is_neither_settled_nor_renewed(stage: Stage) -> N
     assert not await stage.store.settle(stage.key_id, "a", 0)
 
 
+async def test_seconds_that_are_over_count_no_more_however_long_nobody_asks(
+    stage: Stage,
+) -> None:
+    limits = Limits(rpm=100, tpm=100)
+    for quiet_s, counting in (
+        (0, 5),
+        (9, 5),
+        (55, 5),
+        (56, 4),
+        (59, 1),
+        (60, 0),
+        (10**8, 0),
+    ):
+        stage.key_id = str(uuid4())
+        for number in range(5):
+            await stage.ask(limits, f"a{number}", 1)
+            await stage.forward(1)
+        await stage.forward(quiet_s)
+        outcome = await stage.ask(limits, "b", 1)
+        assert outcome.requests == Quota(100, 99 - counting, WINDOW_S + 1), quiet_s
+        assert outcome.tokens == outcome.requests
+
+
+async def test_what_is_over_when_it_is_settled_is_not_given_back(stage: Stage) -> None:
+    limits = Limits(tpm=100)
+    await stage.ask(limits, "a", 50)
+    await stage.forward(WINDOW_S + 1)
+    await stage.store.settle(stage.key_id, "a", 7)
+    outcome = await stage.ask(limits, "b", 0)
+    assert outcome.tokens == Quota(100, 93, WINDOW_S + 1)
+
+
+async def test_the_second_that_is_over_first_is_waited_for_if_a_clock_went_back(
+    stage: Stage,
+) -> None:
+    """As that of Redis may after a failover."""
+    limits = Limits(rpm=2)
+    await stage.ask(limits, "a")
+    await stage.forward(-20)
+    await stage.ask(limits, "b")
+    refused = await stage.ask(limits, "c")
+    assert (refused.refused, refused.retry_after_s) == (Limit.REQUESTS, WINDOW_S + 1)
+    assert refused.requests == Quota(2, 0, WINDOW_S + 1 + 20)
+
+
+async def test_all_of_a_limit_is_back_sooner_if_its_newest_use_is_given_back(
+    stage: Stage,
+) -> None:
+    limits = Limits(tpm=100)
+    await stage.ask(limits, "a", 10)
+    await stage.forward(20)
+    await stage.ask(limits, "b", 10)
+    await stage.forward(5)
+    await stage.store.settle(stage.key_id, "b", 0)
+    outcome = await stage.ask(limits, "c", 0)
+    assert outcome.tokens == Quota(100, 90, WINDOW_S + 1 - 25)
+
+
 _STEP = st.one_of(
     st.tuples(st.just("wait"), st.integers(1, 70_000)),
     st.tuples(st.just("ask"), st.integers(0, 60)),
@@ -219,6 +280,94 @@ async def test_redis_and_memory_answer_every_schedule_alike(
     for number, (what, amount) in enumerate(steps):
         answers = [await _take(s, limits, what, amount, number) for s in stages]
         assert answers[0] == answers[1], (number, what, amount)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    limits=st.sampled_from([Limits(rpm=4), Limits(tpm=150), Limits(rpm=9, tpm=300)]),
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.just("wait"), st.integers(1, 70_000)),
+            st.tuples(st.just("wait"), st.integers(-130_000, -1)),
+            st.tuples(st.just("ask"), st.integers(0, 60)),
+            st.tuples(st.just("settle"), st.integers(0, 120)),
+        ),
+        max_size=60,
+    ),
+)
+async def test_a_clock_that_goes_back_after_a_failover_leaves_windows_right(
+    redis: Redis, limits: Limits, steps: list[tuple[str, int]]
+) -> None:
+    stages = [await in_memory(FakeClock()), await in_redis(FakeClock(), redis)]
+    for number, (what, amount) in enumerate(steps):
+        answers = [await _take(s, limits, what, amount, number) for s in stages]
+        assert answers[0] == answers[1], (number, what, amount)
+
+
+async def test_sums_stay_those_of_the_seconds_for_as_long_as_a_key_is_used(
+    redis: Redis,
+) -> None:
+    """Memory adds them up each time; its limits change, and so who is refused."""
+    chance = Random(7)  # noqa: S311 - the same steps each time
+    kinds = [Limits(rpm=10**6, tpm=10**6), Limits(rpm=40), Limits(rpm=9, tpm=2000)]
+    stages = [await in_memory(FakeClock()), await in_redis(FakeClock(), redis)]
+    for number in range(1200):
+        what = chance.choice(["wait", "ask", "ask", "settle"])
+        amount = chance.choice([0, chance.randrange(100), chance.randrange(3000)])
+        limits = chance.choice(kinds)
+        answers = [await _take(s, limits, what, amount, number) for s in stages]
+        assert answers[0] == answers[1], (number, what, amount)
+
+
+async def test_a_key_that_is_used_all_the_time_is_not_read_as_a_whole(
+    redis: Redis,
+) -> None:
+    clock, time, limits = FakeClock(), RedisTime(redis), Limits(rpm=99, tpm=99)
+    whole = "redis.call('HGETALL', counters)"
+    assert time.script.count(whole) == 1
+    reads_no_whole = time.script.replace(whole, "error('read as a whole')")
+    await time.set(clock())
+    first = RedisLimits(redis, time.script)
+    stage = Stage(first, clock, lambda clock: time.set(clock()))
+    await stage.ask(limits, "r", 1)
+    stage.store = RedisLimits(redis, reads_no_whole)
+    for number in range(2 * WINDOW_S):
+        await stage.forward(1)
+        assert (await stage.ask(limits, f"r{number}", 1)).refused is None
+        assert await stage.store.settle(stage.key_id, f"r{number}", 1)
+
+
+async def test_no_more_is_kept_of_a_key_than_the_seconds_that_count(
+    redis: Redis,
+) -> None:
+    stage, limits = await in_redis(FakeClock(), redis), Limits(rpm=10**6)
+    await stage.ask(limits, "a")
+    (name,) = [name async for name in redis.scan_iter(f"*{{{stage.key_id}}}")]
+    for every_s in (1, 5, 10, 30, 100):
+        for _ in range(WINDOW_S + 1):
+            await stage.forward(every_s)
+            await stage.ask(limits, "a")
+        seconds_that_count = WINDOW_S // every_s + 1
+        assert await redis.hlen(name) == seconds_that_count + 1  # and their sums
+
+
+async def test_what_redis_has_dropped_is_not_given_back_once_more(
+    redis: Redis,
+) -> None:
+    """As one does that may drop what it likes when it is full."""
+    stage, limits = await in_redis(FakeClock(), redis), Limits(tpm=100)
+    await stage.ask(limits, "a", 50)
+    (name,) = [name async for name in redis.scan_iter(f"*{{{stage.key_id}}}")]
+    await redis.delete(name)
+    await stage.store.settle(stage.key_id, "a", 7)
+    outcome = await stage.ask(limits, "b", 0)
+    assert outcome.tokens is not None
+    assert outcome.tokens.left == 93
 
 
 async def _take(

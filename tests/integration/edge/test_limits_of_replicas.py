@@ -80,9 +80,8 @@ class Site:
 
     async def charged(self, key_id: str) -> int:
         """Return what counts of a key's budget."""
-        counters = await self.redis.hgetall(of(key_id))
-        [begin] = [name for name in counters if name.startswith(b"b:")]
-        return int(counters[begin])
+        (spent,) = await self.redis.hvals(of(key_id, ":spent"))
+        return int(spent)
 
     async def key(self, limits: str) -> tuple[str, str]:
         """Issue a key; return the raw one and its id."""
@@ -113,7 +112,7 @@ class Site:
 
 
 def of(key_id: str, what: str = "") -> str:
-    return f"authz:limits:1:{{{key_id}}}{what}"
+    return f"authz:limits:2:{{{key_id}}}{what}"
 
 
 def more_often(directory: Path) -> None:
