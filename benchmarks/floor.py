@@ -1,7 +1,7 @@
 """The least that a Python authorization service can cost: it allows all, unread.
 
 Run as ``python -m benchmarks.floor SOCKET``. Whatever work is added here lowers
-the bar for the gateway, so nothing is; and it has the same event loop.
+the bar for the gateway, so nothing is; its event loop and gRPC run as the gateway's do.
 """
 
 from __future__ import annotations

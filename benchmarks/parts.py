@@ -6,6 +6,7 @@ What is measured against what is for subjects.py to say.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import secrets
 import sys
@@ -140,7 +141,11 @@ class Parts:
         run = self.folder("floor-service")
         socket = run / _SOCKET
         command = (sys.executable, "-m", "benchmarks.floor", str(socket))
-        child = await self._child(running("floor", command, log=run / "authz.log"))
+        # As authz.edge has it, which the floor does not import.
+        env = {"GRPC_EXPERIMENTS": "-event_engine_listener", **os.environ}
+        child = await self._child(
+            running("floor", command, log=run / "authz.log", env=env)
+        )
         await wait_until_ready(child, lambda: _accepts(socket), _START_S)
         return socket, child.process.pid
 
