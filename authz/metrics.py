@@ -122,7 +122,12 @@ class Metrics:
         # Every request counts in both; finding a counter by its labels takes longer
         # than counting.
         self._finished = cache(finished.labels)
-        self._tokens = cache(tokens.labels)
+        self._tokens = cache(
+            lambda model: (
+                tokens.labels("input", model),
+                tokens.labels("output", model),
+            )
+        )
         self._models: set[str] = set()
         self.pools = Pools(registry)
 
@@ -138,11 +143,11 @@ class Metrics:
     def finished(self, finished: Finished, used: Used) -> None:
         """Count a request that has ended, and its tokens."""
         endpoint = finished.endpoint if finished.endpoint in ENDPOINTS else OTHER
-        self._finished(endpoint, used.ending.value).inc()
+        self._finished(endpoint, used.ending).inc()
         if used.input_tokens or used.output_tokens:
-            model = self._model(recorded_model(finished))
-            self._tokens("input", model).inc(used.input_tokens)
-            self._tokens("output", model).inc(used.output_tokens)
+            inputs, outputs = self._tokens(self._model(recorded_model(finished)))
+            inputs.inc(used.input_tokens)
+            outputs.inc(used.output_tokens)
 
     def _model(self, name: str) -> str:
         """Return what a model is counted as: the first ones have a name."""

@@ -7,7 +7,7 @@ tokens are estimated, and marked so.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from authz.core.endpoints import ENDPOINTS
@@ -34,7 +34,7 @@ _ANSWERS_IN_VECTORS = frozenset({"/api/embed", "/api/embeddings", "/v1/embedding
 _GENERATES = _USES_TOKENS - _ANSWERS_IN_VECTORS
 
 
-class Ending(Enum):
+class Ending(StrEnum):
     """How a request ended."""
 
     OK = "ok"
@@ -42,7 +42,8 @@ class Ending(Enum):
     ABORTED = "aborted"  # by the client
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, nor is Used: setting a field would take four times as long.
+@dataclass(slots=True)
 class Finished:
     """A request that has ended, as the gateway saw it; its numbers may be any.
 
@@ -75,7 +76,7 @@ class Finished:
     broken: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Used:
     """What a request is recorded with; ``settled`` is what its limits are charged.
 

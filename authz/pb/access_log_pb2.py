@@ -23,12 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
-from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61uthz/pb/access_log.proto\x12\x1a\x65nvoy.service.accesslog.v3\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\xd6\x02\n\x17StreamAccessLogsMessage\x12R\n\nidentifier\x18\x01 \x01(\x0b\x32>.envoy.service.accesslog.v3.StreamAccessLogsMessage.Identifier\x12]\n\thttp_logs\x18\x02 \x01(\x0b\x32H.envoy.service.accesslog.v3.StreamAccessLogsMessage.HTTPAccessLogEntriesH\x00\x1a\x1e\n\nIdentifier\x12\x10\n\x08log_name\x18\x02 \x01(\t\x1aY\n\x14HTTPAccessLogEntries\x12\x41\n\tlog_entry\x18\x01 \x03(\x0b\x32..envoy.service.accesslog.v3.HTTPAccessLogEntryB\r\n\x0blog_entries\"\x1a\n\x18StreamAccessLogsResponse\"\xe6\x01\n\x12HTTPAccessLogEntry\x12\x46\n\x11\x63ommon_properties\x18\x01 \x01(\x0b\x32+.envoy.service.accesslog.v3.AccessLogCommon\x12\x42\n\x07request\x18\x03 \x01(\x0b\x32\x31.envoy.service.accesslog.v3.HTTPRequestProperties\x12\x44\n\x08response\x18\x04 \x01(\x0b\x32\x32.envoy.service.accesslog.v3.HTTPResponseProperties\"\xc7\x02\n\x0f\x41\x63\x63\x65ssLogCommon\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x43\n time_to_first_downstream_tx_byte\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x41\n\x0eresponse_flags\x18\x10 \x01(\x0b\x32).envoy.service.accesslog.v3.ResponseFlags\x12\x36\n\x08metadata\x18\x11 \x01(\x0b\x32$.envoy.service.accesslog.v3.Metadata\x12+\n\x08\x64uration\x18\x17 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0f\x61\x63\x63\x65ss_log_type\x18! \x01(\x05\"[\n\rResponseFlags\x12)\n!downstream_connection_termination\x18\x0f \x01(\x08\x12\x1f\n\x17\x64ownstream_remote_reset\x18\x1c \x01(\x08\"\xad\x01\n\x08Metadata\x12Q\n\x0f\x66ilter_metadata\x18\x01 \x03(\x0b\x32\x38.envoy.service.accesslog.v3.Metadata.FilterMetadataEntry\x1aN\n\x13\x46ilterMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct:\x02\x38\x01\"G\n\x15HTTPRequestProperties\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x1a\n\x12request_body_bytes\x18\x0c \x01(\x04\"j\n\x16HTTPResponseProperties\x12\x33\n\rresponse_code\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x1b\n\x13response_body_bytes\x18\x03 \x01(\x04\x32\x93\x01\n\x10\x41\x63\x63\x65ssLogService\x12\x7f\n\x10StreamAccessLogs\x12\x33.envoy.service.accesslog.v3.StreamAccessLogsMessage\x1a\x34.envoy.service.accesslog.v3.StreamAccessLogsResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61uthz/pb/access_log.proto\x12\x1a\x65nvoy.service.accesslog.v3\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\xd6\x02\n\x17StreamAccessLogsMessage\x12R\n\nidentifier\x18\x01 \x01(\x0b\x32>.envoy.service.accesslog.v3.StreamAccessLogsMessage.Identifier\x12]\n\thttp_logs\x18\x02 \x01(\x0b\x32H.envoy.service.accesslog.v3.StreamAccessLogsMessage.HTTPAccessLogEntriesH\x00\x1a\x1e\n\nIdentifier\x12\x10\n\x08log_name\x18\x02 \x01(\t\x1aY\n\x14HTTPAccessLogEntries\x12\x41\n\tlog_entry\x18\x01 \x03(\x0b\x32..envoy.service.accesslog.v3.HTTPAccessLogEntryB\r\n\x0blog_entries\"\x1a\n\x18StreamAccessLogsResponse\"\xe6\x01\n\x12HTTPAccessLogEntry\x12\x46\n\x11\x63ommon_properties\x18\x01 \x01(\x0b\x32+.envoy.service.accesslog.v3.AccessLogCommon\x12\x42\n\x07request\x18\x03 \x01(\x0b\x32\x31.envoy.service.accesslog.v3.HTTPRequestProperties\x12\x44\n\x08response\x18\x04 \x01(\x0b\x32\x32.envoy.service.accesslog.v3.HTTPResponseProperties\"\x9c\x02\n\x0f\x41\x63\x63\x65ssLogCommon\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x43\n time_to_first_downstream_tx_byte\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0eresponse_flags\x18\x10 \x01(\x0c\x12\x36\n\x08metadata\x18\x11 \x01(\x0b\x32$.envoy.service.accesslog.v3.Metadata\x12+\n\x08\x64uration\x18\x17 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0f\x61\x63\x63\x65ss_log_type\x18! \x01(\x05\"[\n\rResponseFlags\x12)\n!downstream_connection_termination\x18\x0f \x01(\x08\x12\x1f\n\x17\x64ownstream_remote_reset\x18\x1c \x01(\x08\"\xb8\x01\n\x08Metadata\x12Q\n\x0f\x66ilter_metadata\x18\x01 \x03(\x0b\x32\x38.envoy.service.accesslog.v3.Metadata.FilterMetadataEntry\x1aY\n\x13\x46ilterMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x31\n\x05value\x18\x02 \x01(\x0b\x32\".envoy.service.accesslog.v3.Fields:\x02\x38\x01\"w\n\x06\x46ields\x12>\n\x06\x66ields\x18\x01 \x03(\x0b\x32..envoy.service.accesslog.v3.Fields.FieldsEntry\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"G\n\x15HTTPRequestProperties\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x1a\n\x12request_body_bytes\x18\x0c \x01(\x04\"j\n\x16HTTPResponseProperties\x12\x33\n\rresponse_code\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x1b\n\x13response_body_bytes\x18\x03 \x01(\x04\x32\x93\x01\n\x10\x41\x63\x63\x65ssLogService\x12\x7f\n\x10StreamAccessLogs\x12\x33.envoy.service.accesslog.v3.StreamAccessLogsMessage\x1a\x34.envoy.service.accesslog.v3.StreamAccessLogsResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,28 +36,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_METADATA_FILTERMETADATAENTRY']._loaded_options = None
   _globals['_METADATA_FILTERMETADATAENTRY']._serialized_options = b'8\001'
-  _globals['_STREAMACCESSLOGSMESSAGE']._serialized_start=185
-  _globals['_STREAMACCESSLOGSMESSAGE']._serialized_end=527
-  _globals['_STREAMACCESSLOGSMESSAGE_IDENTIFIER']._serialized_start=391
-  _globals['_STREAMACCESSLOGSMESSAGE_IDENTIFIER']._serialized_end=421
-  _globals['_STREAMACCESSLOGSMESSAGE_HTTPACCESSLOGENTRIES']._serialized_start=423
-  _globals['_STREAMACCESSLOGSMESSAGE_HTTPACCESSLOGENTRIES']._serialized_end=512
-  _globals['_STREAMACCESSLOGSRESPONSE']._serialized_start=529
-  _globals['_STREAMACCESSLOGSRESPONSE']._serialized_end=555
-  _globals['_HTTPACCESSLOGENTRY']._serialized_start=558
-  _globals['_HTTPACCESSLOGENTRY']._serialized_end=788
-  _globals['_ACCESSLOGCOMMON']._serialized_start=791
-  _globals['_ACCESSLOGCOMMON']._serialized_end=1118
-  _globals['_RESPONSEFLAGS']._serialized_start=1120
-  _globals['_RESPONSEFLAGS']._serialized_end=1211
-  _globals['_METADATA']._serialized_start=1214
-  _globals['_METADATA']._serialized_end=1387
-  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_start=1309
-  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_end=1387
-  _globals['_HTTPREQUESTPROPERTIES']._serialized_start=1389
-  _globals['_HTTPREQUESTPROPERTIES']._serialized_end=1460
-  _globals['_HTTPRESPONSEPROPERTIES']._serialized_start=1462
-  _globals['_HTTPRESPONSEPROPERTIES']._serialized_end=1568
-  _globals['_ACCESSLOGSERVICE']._serialized_start=1571
-  _globals['_ACCESSLOGSERVICE']._serialized_end=1718
+  _globals['_FIELDS_FIELDSENTRY']._loaded_options = None
+  _globals['_FIELDS_FIELDSENTRY']._serialized_options = b'8\001'
+  _globals['_STREAMACCESSLOGSMESSAGE']._serialized_start=155
+  _globals['_STREAMACCESSLOGSMESSAGE']._serialized_end=497
+  _globals['_STREAMACCESSLOGSMESSAGE_IDENTIFIER']._serialized_start=361
+  _globals['_STREAMACCESSLOGSMESSAGE_IDENTIFIER']._serialized_end=391
+  _globals['_STREAMACCESSLOGSMESSAGE_HTTPACCESSLOGENTRIES']._serialized_start=393
+  _globals['_STREAMACCESSLOGSMESSAGE_HTTPACCESSLOGENTRIES']._serialized_end=482
+  _globals['_STREAMACCESSLOGSRESPONSE']._serialized_start=499
+  _globals['_STREAMACCESSLOGSRESPONSE']._serialized_end=525
+  _globals['_HTTPACCESSLOGENTRY']._serialized_start=528
+  _globals['_HTTPACCESSLOGENTRY']._serialized_end=758
+  _globals['_ACCESSLOGCOMMON']._serialized_start=761
+  _globals['_ACCESSLOGCOMMON']._serialized_end=1045
+  _globals['_RESPONSEFLAGS']._serialized_start=1047
+  _globals['_RESPONSEFLAGS']._serialized_end=1138
+  _globals['_METADATA']._serialized_start=1141
+  _globals['_METADATA']._serialized_end=1325
+  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_start=1236
+  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_end=1325
+  _globals['_FIELDS']._serialized_start=1327
+  _globals['_FIELDS']._serialized_end=1446
+  _globals['_FIELDS_FIELDSENTRY']._serialized_start=1401
+  _globals['_FIELDS_FIELDSENTRY']._serialized_end=1446
+  _globals['_HTTPREQUESTPROPERTIES']._serialized_start=1448
+  _globals['_HTTPREQUESTPROPERTIES']._serialized_end=1519
+  _globals['_HTTPRESPONSEPROPERTIES']._serialized_start=1521
+  _globals['_HTTPRESPONSEPROPERTIES']._serialized_end=1627
+  _globals['_ACCESSLOGSERVICE']._serialized_start=1630
+  _globals['_ACCESSLOGSERVICE']._serialized_end=1777
 # @@protoc_insertion_point(module_scope)

@@ -240,6 +240,36 @@ async def test_a_message_that_cannot_be_read_ends_nothing(odd: bytes) -> None:
     assert found.unreadable == 1
 
 
+@pytest.mark.parametrize("odd", [b"\x1a\x02\xff\xff", b"\x1a\x7f", b"\xff", b"\x11"])
+async def test_a_value_that_cannot_be_read_is_none_and_spoils_no_other(
+    odd: bytes,
+) -> None:
+    whole = pb.StreamAccessLogsMessage.FromString(
+        message(entry(LIMITED), entry(LIMITED), name="authz.usage")
+    )
+    first, second = (one.common_properties for one in whole.http_logs.log_entry)
+    verdict = first.metadata.filter_metadata["envoy.filters.http.ext_authz"].fields
+    seen = first.metadata.filter_metadata["authz.usage"].fields
+    verdict["owner"] = verdict["model"] = first.response_flags = odd
+    seen["input_tokens"] = seen["ended"] = odd
+    spoilt = second.metadata.filter_metadata["envoy.filters.http.ext_authz"].fields
+    spoilt["key_id"] = odd
+    found = await told(whole.SerializeToString())
+    ((finished, used_),) = found.noted
+    assert (finished.owner, finished.model, finished.input_tokens) == ("", "", None)
+    assert used_.ending is Ending.FAILED
+    assert found.unreadable == 1
+
+
+async def test_texts_of_one_request_are_not_taken_for_anothers() -> None:
+    owners = ["a", "b", "a", "x" * 401, "x" * 400, "", "b"]
+    found = await told(
+        message(*(entry(VERDICT | {"owner": o}) for o in owners), name="authz.usage")
+    )
+    kept = [finished.owner for finished, _ in found.noted]
+    assert kept == ["a", "b", "a", "", "x" * 400, "", "b"]
+
+
 @given(st.binary(max_size=30), st.integers(0, 400))
 async def test_whatever_is_in_a_message_is_read_or_dropped(odd: bytes, at: int) -> None:
     whole = message(entry(LIMITED), name="authz.usage")

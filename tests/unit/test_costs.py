@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 # Of one warm check: functions called (Python's and C's), instructions of Python.
 MOST_CALLS, MOST_STEPS = 210, 2000
 # Of one entry of the access log.
-MOST_CALLS_AN_ENTRY = 95
+MOST_CALLS_AN_ENTRY = 67
 MOST_BYTES = 8 * 1024
 
 MODELS = ("registry.ollama.ai/library/llama3.*:*",)
