@@ -17,11 +17,13 @@ import re
 import socket
 import sys
 import time
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
 from statistics import quantiles
 from threading import Thread
 from typing import TYPE_CHECKING
+
+from benchmarks.wrk import LoadFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -84,14 +86,23 @@ def _more(connection: socket.socket) -> bytes:
     return data
 
 
-def _requests(path: str, first_key: int, count: int) -> Iterable[bytes]:
-    body = Path("body").read_bytes()
+def _keys(first: int, count: int) -> Sequence[str]:
+    """Return so many keys: one again and again, or the next of more."""
     with Path("keys").open() as file:
         keys = [line.strip() for line in islice(file, 2)]
+        if len(keys) == 1:
+            return keys * count
         file.seek(0)
-        if len(keys) > 1:
-            keys = [line.strip() for line in islice(file, first_key, first_key + count)]
-    for key in islice(cycle(keys), count):
+        keys = [line.strip() for line in islice(file, first, first + count)]
+    if len(keys) < count:
+        msg = "no more keys"
+        raise LoadFailed(msg)
+    return keys
+
+
+def _requests(path: str, first_key: int, count: int) -> Iterable[bytes]:
+    body = Path("body").read_bytes()
+    for key in _keys(first_key, count):
         yield (
             f"POST {path} HTTP/1.1\r\nhost: localhost\r\n"
             "content-type: application/json\r\n"

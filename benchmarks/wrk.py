@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from authz.errors import AuthzError, ConfigError
+from authz.errors import AuthzError, ChildDied, ConfigError
 from authz.local.process import run_to_end, running
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _SCRIPT = Path(__file__).with_name("wrk.lua")
 _MORE_S = 20.0  # what a client may take longer than it was told to measure
 _UNDER_WAY = 200  # more keys than a client has asked with and had no answer to
+# More than any subject answers here that takes a new key for each request.
+COLD_KEYS_A_SECOND = 2500
 
 
 class LoadFailed(AuthzError):
@@ -76,14 +78,21 @@ def find_wrk() -> str:
 
 
 async def measure(target: Target, load: Load) -> Sample:
-    """Put load on a target. Raises ChildDied, or LoadFailed if any request failed."""
+    """Put load on a target. Raises LoadFailed if any request, or the client, failed."""
     log = target.folder / "client.log"
     command = _steady(target, load) if load.per_s else _wrk(target, load)
-    async with running("client", command, log=log, cwd=target.folder) as child:
-        await run_to_end(child, load.seconds + _MORE_S)
-    sample = _sample(log.read_text().splitlines()[-1])
-    target.next_key += sample.requests + _UNDER_WAY
-    return sample
+    # Of a client that fails nobody knows how many it has asked with.
+    asked = load.seconds * COLD_KEYS_A_SECOND
+    try:
+        async with running("client", command, log=log, cwd=target.folder) as child:
+            await run_to_end(child, load.seconds + _MORE_S)
+        result = json.loads(log.read_text().splitlines()[-1])
+        asked = result["requests"] + _UNDER_WAY
+    except ChildDied as error:
+        raise LoadFailed(str(error)) from error
+    finally:
+        target.next_key += asked
+    return _sample(result)
 
 
 def _wrk(target: Target, load: Load) -> Sequence[str]:
@@ -105,13 +114,12 @@ def _steady(target: Target, load: Load) -> Sequence[str]:
     return (*module, target.path, *map(str, numbers))
 
 
-def _sample(line: str) -> Sample:
-    result = json.loads(line)
+def _sample(result: Mapping[str, float]) -> Sample:
     if result["failed"] or not result["requests"]:
         msg = f"{result['failed']} failures among {result['requests']} answers"
         raise LoadFailed(msg)
     return Sample(
-        requests=result["requests"],
+        requests=int(result["requests"]),
         rps=result["requests"] / result["duration_us"] * 1e6,
         p50_ms=result["p50_us"] / 1e3,
         p99_ms=result["p99_us"] / 1e3,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from benchmarks.bodies import SIZES, body_of
+from benchmarks.wrk import Load, LoadFailed, Target, measure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -91,6 +92,23 @@ async def test_each_of_many_keys_is_asked_with_once_from_a_line_on(
     async with server([]) as (port, keys):
         await ask(tmp_path, port, "3", "1", "20", "0.2")
     assert keys == ["key-3", "key-4", "key-5", "key-6"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "answers"), [(60, [NO]), (3, [])], ids=["a failure", "no more keys"]
+)
+async def test_a_sample_that_fails_has_used_up_its_keys(
+    tmp_path: Path, keys: int, answers: list[bytes]
+) -> None:
+    """Taken again with the same keys, a cold sample would be warm."""
+    (tmp_path / "keys").write_text("".join(f"key-{n}\n" for n in range(keys)))
+    (tmp_path / "body").write_text("{}")
+    async with server(answers) as (port, asked):
+        target = Target(port, tmp_path, "/x")
+        with pytest.raises(LoadFailed):
+            await measure(target, Load(connections=1, seconds=1, per_s=20))
+    assert target.next_key >= 20
+    assert len(set(asked)) == len(asked)
 
 
 @pytest.mark.parametrize("size", SIZES)
