@@ -5,12 +5,12 @@ Subjects take turns within a round, so that noise hits all of them alike.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from authz.config import parse_address
-from authz.errors import AuthzError
 from benchmarks.bodies import measure_bodies
 from benchmarks.command import outcome_of
 from benchmarks.comparison import measure_comparison
@@ -21,6 +21,7 @@ from benchmarks.results import (
     MEASURES,
     Results,
     load_latest,
+    measure_all,
     page,
     part,
     save,
@@ -31,6 +32,7 @@ from benchmarks.scale import measure_scale
 from benchmarks.startup import measure_startup
 from benchmarks.strangers import measure_strangers
 from benchmarks.streams import measure_streams
+from benchmarks.subjects import ALL
 from benchmarks.surroundings import look_around
 from benchmarks.wrk import LoadFailed, find_wrk
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from authz.local.envoy import Address
 
 _ROUNDS_OF_OTHERS = 3
+_PEER = re.compile("[a-z0-9]+(-[a-z0-9]+)*")
 
 
 def _addresses(
@@ -47,10 +50,18 @@ def _addresses(
 ) -> Mapping[str, Address]:
     try:
         pairs = [text.rsplit("=", 1) for text in given]
-        return {name: parse_address(address) for name, address in pairs}
+        peers = {name: parse_address(address) for name, address in pairs}
     except ValueError:
         msg = "--peer takes NAME=HOST:PORT, as in opa=127.0.0.1:9191"
         raise click.UsageError(msg) from None
+    taken = {name.lower() for name in ALL}
+    if len(peers) < len(given) or taken & peers.keys():
+        msg = "--peer takes a NAME that no other subject has"
+        raise click.UsageError(msg)
+    if not all(map(_PEER.fullmatch, peers)):
+        msg = "a NAME of --peer has small letters, digits and single hyphens"
+        raise click.UsageError(msg)
+    return peers
 
 
 @click.command()
@@ -113,20 +124,19 @@ async def _run(
     }
     find_wrk()
     results = Results(look_around())
-    failed = []
-    for name in [only] if only else MEASURES:
-        try:
-            setattr(results, name, await measures[name]())
-        except (AuthzError, TimeoutError) as error:
-            # The others have taken long enough to be kept.
-            failed.append(f"{name} failed: {error}")
+    names = [only] if only else MEASURES
+    await measure_all(results, {name: measures[name] for name in names})
     results.surroundings = results.surroundings.ended()
-    if not only:
+    # Without the comparison, the pages would have less to say than they have.
+    if not only and results.comparison:
         save(results)
         write_pages(results)
-    if failed:
-        raise LoadFailed("\n".join(failed))
-    return part(results) if only else page(results)
+    report = part(results) if only else page(results)
+    if results.failed:
+        click.echo(report, nl=False)
+        msg = f"failed: {', '.join(results.failed)}"
+        raise LoadFailed(msg)
+    return report
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from benchmarks.bodies import MIB
-from benchmarks.comparison import CONNECTIONS, PER_S
-from benchmarks.comparison_tables import added, of_floor, p50, p99, times_of
+from benchmarks.comparison import CONNECTIONS, NOT_MEASURED, PER_S
+from benchmarks.comparison_tables import added, p50, p99, times_of
 from benchmarks.report import table
 from benchmarks.subjects import FLOOR, LIMITS, LITELLM, WARM
 
@@ -48,7 +48,7 @@ class Goal:
 
 def goals(results: Results) -> Iterator[Goal]:
     """Return all goals."""
-    yield from _of_requests(results.comparison)
+    yield from _of_requests(results.comparison or NOT_MEASURED)
     startup, bodies, scale = results.startup, results.bodies, results.scale
     yield Goal("`authz serve` ready", 1.5, "s", startup.serve if startup else ())
     body = bodies.added_ms(MIB) if bodies else ()
@@ -63,11 +63,9 @@ def goals(results: Results) -> Iterator[Goal]:
     yield Goal(f"{last}, longest", 250, "ms", [revoked.max_ms] if revoked else ())
 
 
-def _of_requests(measured: Comparison | None) -> Iterator[Goal]:
-    if measured is None:
-        return
+def _of_requests(measured: Comparison) -> Iterator[Goal]:
     for subject, share, added_ms in ((WARM, 0.95, 0.05), (LIMITS, 0.75, 0.4)):
-        rates = of_floor(measured, subject)
+        rates = times_of(measured, subject, FLOOR)
         yield Goal(
             f"{subject}: throughput, of the floor's", share, "", rates, at_least=True
         )
@@ -87,7 +85,7 @@ def _of_requests(measured: Comparison | None) -> Iterator[Goal]:
         )
     peer = times_of(measured, WARM, LITELLM)
     yield Goal(f"{WARM}: throughput, of {LITELLM}'s", 20, "times", peer, at_least=True)
-    idle = [measured.idle_kb[WARM]["service"] * _KB]
+    idle = [measured.idle_kb[WARM]["service"] * _KB] if measured.idle_kb else ()
     yield Goal("RSS of `authz serve`, idle", 90, "MB", idle)
 
 

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+NOTHING = "-"  # what tables say where there is no figure
+_LONGEST_LINE = 300
+
 
 @dataclass(frozen=True, slots=True)
 class Times:
@@ -59,17 +62,28 @@ def _row(cells: Iterable[str]) -> str:
 
 def spread(values: Sequence[float]) -> str:
     """Return the largest less the smallest value, as a share of the median."""
-    middle = median(values)
-    return f"{(max(values) - min(values)) / middle:.0%}" if middle else "-"
+    least, most = min(values, default=0), max(values, default=0)
+    return f"{(most - least) / median(values):.0%}" if most else NOTHING
 
 
 def paired(
-    here: Sequence[float],
-    there: Sequence[float],
+    here: Sequence[float | None],
+    there: Sequence[float | None],
     compare: Callable[[float, float], float],
 ) -> list[float]:
-    """Compare what was measured in the same round."""
-    return [compare(*pair) for pair in zip(here, there, strict=True)]
+    """Compare what was measured in the same round, where both were."""
+    pairs = zip(here, there, strict=True)
+    return [compare(a, b) for a, b in pairs if a is not None and b is not None]
+
+
+def middle(values: Sequence[float], form: str) -> str:
+    """Return the median in such a form."""
+    return format(median(values), form) if values else NOTHING
+
+
+def in_a_line(text: str) -> str:
+    """Return what went wrong in a line that is not too long."""
+    return " ".join(text.split())[:_LONGEST_LINE]
 
 
 def mb(kilobytes: float) -> str:

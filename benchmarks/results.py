@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import asyncio
+import traceback
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 from pydantic import TypeAdapter
 
 from benchmarks.bodies import Bodies, bodies_plots, bodies_section
@@ -19,7 +22,7 @@ from benchmarks.floods import Siege, floods_section
 from benchmarks.goals import goals, goals_table
 from benchmarks.load import Crowd, crowds_plots, crowds_section
 from benchmarks.patterns import Patterns, patterns_section
-from benchmarks.report import document, section
+from benchmarks.report import document, in_a_line, section
 from benchmarks.revocation import Revocation, revocation_section
 from benchmarks.scale import Scale, scale_plots, scale_section
 from benchmarks.startup import Startup, startup_section
@@ -28,7 +31,7 @@ from benchmarks.streams import Streams, streams_section
 from benchmarks.surroundings import Surroundings  # noqa: TC001 - the same
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 
 FOLDER = Path(__file__).parent / "results"
 _NOTES = Path(__file__).with_name("notes.md")
@@ -41,7 +44,7 @@ _PAGE = "latest.md"
 
 @dataclass(slots=True)
 class Results:
-    """The measures of a run, in the order of the report; None was not measured."""
+    """The measures of a run; None was not measured. ``failed`` says why, by name."""
 
     surroundings: Surroundings
     comparison: Comparison | None = None
@@ -54,9 +57,10 @@ class Results:
     scale: Scale | None = None
     strangers: list[Flood] | None = None
     floods: list[Siege] | None = None
+    failed: dict[str, str] = field(default_factory=dict)
 
 
-MEASURES = tuple(field.name for field in fields(Results)[1:])
+# In the order of the report.
 _SECTIONS: Mapping[str, Callable[[Any], str]] = {
     "comparison": comparison_section,
     "startup": startup_section,
@@ -69,6 +73,7 @@ _SECTIONS: Mapping[str, Callable[[Any], str]] = {
     "strangers": strangers_section,
     "floods": floods_section,
 }
+MEASURES = tuple(_SECTIONS)
 _PLOTS: Mapping[str, Callable[[Any], Mapping[str, str]]] = {
     "comparison": comparison_plots,
     "bodies": bodies_plots,
@@ -78,15 +83,43 @@ _PLOTS: Mapping[str, Callable[[Any], Mapping[str, str]]] = {
 _adapter = TypeAdapter(Results)
 
 
+async def measure_all(
+    results: Results, measures: Mapping[str, Callable[[], Awaitable[Any]]]
+) -> None:
+    """Measure one after the other. What fails is noted, and the rest goes on."""
+    for name, measure in measures.items():
+        try:
+            setattr(results, name, await measure())
+        except Exception as error:
+            running = asyncio.current_task()
+            if running and running.cancelling():
+                raise  # somebody wants us to end, and ending failed
+            click.echo(traceback.format_exc(), err=True)
+            results.failed[name] = f"{type(error).__name__}: {error}"
+
+
 def page(results: Results, notes: str = "") -> str:
     """Return the report: goals, what to say of them, and all that was measured."""
     goals = section("Goals", goals_table(results), *filter(None, [notes.strip()]))
-    return document(results.surroundings.lines, [goals, *_sections(results)])
+    lines = [*results.surroundings.lines, *_reasons(results, _absent(results))]
+    return document(lines, [goals, *_sections(results)])
 
 
 def part(results: Results) -> str:
     """Return a report of nothing but what was measured."""
-    return document(results.surroundings.lines, _sections(results))
+    lines = [*results.surroundings.lines, *_reasons(results, results.failed)]
+    return document(lines, _sections(results))
+
+
+def _absent(results: Results) -> list[str]:
+    return [name for name in MEASURES if getattr(results, name) is None]
+
+
+def _reasons(results: Results, names: Iterable[str]) -> Iterator[str]:
+    """Say why these were not measured, each in a line."""
+    for name in names:
+        why = in_a_line(results.failed.get(name, ""))
+        yield f"{name}: not measured" + (f": {why}" if why else "")
 
 
 def _sections(results: Results) -> Iterator[str]:
@@ -113,11 +146,20 @@ def load_latest(folder: Path = FOLDER) -> Results:
 
 def pages(results: Results) -> Mapping[str, str]:
     """Return all that is made of the figures, by file."""
-    made = {_PAGE: page(results, _NOTES.read_text() if _NOTES.exists() else "")}
+    notes = notes_of(results.surroundings.date, _NOTES.read_text())
+    made = {_PAGE: page(results, notes)}
     for name, measured in _measured(results):
         if name in _PLOTS:
             made |= _PLOTS[name](measured)
     return made
+
+
+def notes_of(date: str, text: str) -> str:
+    """Return the notes, if they are those of the run of this date."""
+    first, _, rest = text.partition("\n")
+    if first == f"<!-- run: {date} -->":
+        return rest
+    return "Nobody has explained this run yet."
 
 
 def with_summary(text: str, results: Results) -> str:
@@ -132,14 +174,17 @@ def with_summary(text: str, results: Results) -> str:
 def _summary(results: Results, comparison: Comparison) -> str:
     found = [goal.is_met for goal in goals(results)]
     where = results.surroundings
+    absent = _absent(results)
+    missing = f" Not measured in this run: {', '.join(absent)}." if absent else ""
     return "\n\n".join(
         (
-            f"{where.date}, {where.machine}; {where.versions_line}:",
+            f"{where.date}, commit {where.commit or 'unknown'}, {where.machine}; "
+            f"{where.versions_line}:",
             summary_table(comparison),
             "![requests a second](benchmarks/results/throughput.svg)",
             f"{found.count(True)} of {len(found)} goals are met; all figures, and what "
             "limits the others: [benchmarks/results/latest.md]"
-            "(benchmarks/results/latest.md).\n\n",
+            f"(benchmarks/results/latest.md).{missing}\n\n",
         )
     )
 

@@ -36,6 +36,7 @@ ENVOY_ALONE = "Envoy alone"
 NATIVE_KEYS = "Envoy's api_key_auth"
 FLOOR = "floor"
 WARM = "gateway, warm key"
+RATES = "gateway, rpm and tpm"
 LIMITS = "gateway, limits"
 COLD = "gateway, cold key"
 TWO_WORKERS = "gateway, 2 workers"
@@ -48,8 +49,9 @@ BODY = (
     b'"messages":[{"role":"system","content":"You are a helpful assistant."},'
     b'{"role":"user","content":"Hello, how are you?"}]}'
 )
-# Each limit that there is, and none that is reached.
-_LIMITS = "rpm=100000000,tpm=100000000000,concurrency=1000,budget=100000000000/day"
+# None of them is reached.
+_RATES = "rpm=100000000,tpm=100000000000"
+_LIMITS = f"{_RATES},concurrency=1000,budget=100000000000/day"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,11 @@ class Site:
         """Build the gateway for a key that it knows."""
         return await self._gateway(WARM)
 
+    async def rates(self) -> Subject:
+        """Build the gateway for a key with limits of requests and tokens a minute."""
+        key = await new_key(self.stores.database_url, limits=_RATES)
+        return await self._gateway(RATES, keys=key)
+
     async def limits(self) -> Subject:
         """Build the gateway for a key with every limit."""
         key = await new_key(self.stores.database_url, limits=_LIMITS)
@@ -127,8 +134,8 @@ class Site:
                 "UPSTREAM": f"http://127.0.0.1:{self.upstream}",
             },
         )
-        pids = {"service": pid, **self.stores.pids}
-        return Subject(self._target(PLAIN, port, self.key), pids)
+        # Without the stores': its key is in memory, and they work for others, too.
+        return Subject(self._target(PLAIN, port, self.key), {"service": pid})
 
     async def litellm(self) -> Subject:
         """Build LiteLLM's proxy, with its master key."""
@@ -147,7 +154,7 @@ class Site:
 
     async def behind_listener(self, name: str, address: Address) -> Subject:
         """Build a gateway of somebody else's service, which runs already."""
-        return await self._behind_envoy(name, {}, address)
+        return await self._behind_envoy(f"peer {name}", {}, address)
 
     async def _gateway(self, name: str, keys: str = "", workers: int = 1) -> Subject:
         folder = f"{name}-service"
@@ -190,6 +197,7 @@ _BUILDERS: Mapping[str, Callable[[Site], Awaitable[Subject]]] = {
     NATIVE_KEYS: Site.native_keys,
     FLOOR: Site.floor,
     WARM: Site.warm,
+    RATES: Site.rates,
     LIMITS: Site.limits,
     COLD: Site.cold,
     TWO_WORKERS: Site.two_workers,

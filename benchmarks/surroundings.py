@@ -13,18 +13,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from authz.local.envoy import envoy_binary
+from authz.local.postgres_site import installation
+from authz.local.redis import redis_binary
 from benchmarks.peers import litellm
+from benchmarks.wrk import find_wrk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _CPUS = Path("/proc/cpuinfo")
+_HERE = Path(__file__).parent
 _PACKAGES = ("grpcio", "protobuf", "uvloop", "fastapi", "httpx", "uvicorn")
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """Date, machine, versions; the load average of a minute at both ends of the run."""
+    """Date, machine, versions; the load average of a minute at both ends of the run.
+
+    ``commit`` is what git says of this folder, if there is a git.
+    """
 
     date: str
     cores: int
@@ -32,6 +39,7 @@ class Surroundings:
     load_before: float
     load_after: float
     versions: dict[str, str]
+    commit: str = ""
 
     @property
     def machine(self) -> str:
@@ -56,13 +64,20 @@ class Surroundings:
             f"{self.load_before:.1f}, at its end, the benchmark's own included, "
             f"{self.load_after:.1f}",
             f"Versions: {self.versions_line}",
+            f"Commit: {self.commit or 'unknown'}",
         )
 
 
 def look_around() -> Surroundings:
     """Describe where we are. Raises ConfigError where there is no Envoy."""
     load = os.getloadavg()[0]
-    versions = {"Python": platform.python_version(), "Envoy": _envoy_version()}
+    versions = {
+        "Python": platform.python_version(),
+        "Envoy": _version_of(envoy_binary(), before="/"),
+        "PostgreSQL": _version_of(installation() / "bin" / "postgres"),
+        "Redis": _version_of(redis_binary()),
+        "wrk": _version_of(find_wrk(), "-v"),
+    }
     versions |= {name: version(name) for name in _PACKAGES}
     if found := litellm.version():
         versions["LiteLLM"] = found
@@ -73,6 +88,7 @@ def look_around() -> Surroundings:
         load_before=load,
         load_after=load,
         versions=versions,
+        commit=_said("git", "-C", str(_HERE), "describe", "--always", "--dirty"),
     )
 
 
@@ -81,12 +97,25 @@ def surroundings() -> Sequence[str]:
     return look_around().lines
 
 
-def _envoy_version() -> str:
-    said = subprocess.run(  # noqa: S603 - our own Envoy
-        [envoy_binary(), "--version"], capture_output=True, check=True, text=True
-    ).stdout
-    found = re.search(r"/(\d+\.\d+\.\d+)", said)
-    return found[1] if found else said.strip()
+def _version_of(
+    program: Path | str | None, option: str = "--version", before: str = ""
+) -> str:
+    """Return the first number with points, behind ``before``, that a program says."""
+    said = _said(str(program), option) if program else ""
+    found = re.search(rf"{before}(\d+(?:\.\d+)+)", said)
+    return found[1] if found else "unknown"
+
+
+def _said(*command: str) -> str:
+    """Return what a program says; nothing where it is not there."""
+    try:
+        # wrk ends with 1 after it has said its version.
+        done = subprocess.run(  # noqa: S603 - programs that the benchmark runs anyway
+            command, capture_output=True, check=False, text=True
+        )
+    except OSError:
+        return ""
+    return done.stdout.strip()
 
 
 def _cpu_model() -> str:

@@ -23,6 +23,7 @@ from benchmarks.subjects import (
     LITELLM,
     NATIVE_KEYS,
     PLAIN,
+    RATES,
     TWO_WORKERS,
     WARM,
 )
@@ -35,6 +36,7 @@ RPS = {
     NATIVE_KEYS: 8000.0,
     FLOOR: 4000.0,
     WARM: 3900.0,
+    RATES: 3000.0,
     LIMITS: 2800.0,
     COLD: 1000.0,
     TWO_WORKERS: 4200.0,
@@ -68,25 +70,26 @@ def surroundings() -> Surroundings:
         load_before=0.1,
         load_after=2.0,
         versions={"Python": "3.11.0", "Envoy": "1.40.0"},
+        commit="v1-g12",
     )
 
 
 def comparison(rps: dict[str, list[float]] | None = None) -> Comparison:
     """Return samples; ``rps`` may give the rates of each round."""
     rates = {name: [rate] * 3 for name, rate in RPS.items()} | (rps or {})
-    samples = {
+    samples: dict[str, dict[str, list[Cost | None]]] = {
         load: {name: [cost(rate) for rate in rates[name]] for name in rates}
         for load in LOADS
     }
-    memory = {name: {"service": 80_000} for name in rates}
+    memory = {name: {"envoy": 50_000, "service": 80_000} for name in rates}
     memory[ENVOY_ALONE] = {"envoy": 50_000}
     return Comparison(1, samples, ["floor at 1: 1 failures"], memory, memory)
 
 
-def cost(rate: float) -> Cost:
+def cost(rate: float, cpu_us: float = 200.0) -> Cost:
     each_ms = 1000 / rate
-    cpu_us = {"envoy": 100.0, "service": 200.0, "redis": 30.0, "postgres": 20.0}
-    return Cost(rate, each_ms, each_ms * 2, cpu_us)
+    of_all = {"envoy": 100.0, "service": cpu_us, "redis": 30.0, "postgres": 20.0}
+    return Cost(rate, each_ms, each_ms * 2, of_all)
 
 
 def bodies() -> Bodies:

@@ -75,7 +75,7 @@ class Site:
 @asynccontextmanager
 async def opened_site(directory: Path) -> AsyncIterator[Site]:
     """Take hold of a directory and prepare a run. Raises ConfigError, OSError."""
-    programs, account = _installation(), _account()
+    programs, account = installation(), _account()
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     async with _locked(directory) as lock:
         _clear_after_kill(directory)
@@ -129,7 +129,7 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _installation() -> Path:
+def installation() -> Path:
     """Find PostgreSQL without importing the package, which would start things."""
     package = find_spec(_PACKAGE)
     if package is None or package.origin is None:

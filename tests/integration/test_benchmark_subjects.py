@@ -23,6 +23,7 @@ from benchmarks.subjects import (
     NATIVE_KEYS,
     PATH,
     PLAIN,
+    RATES,
     WARM,
 )
 from benchmarks.wrk import Load, LoadFailed, measure
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from benchmarks.subjects import Site, Subject
 
 # LiteLLM has a venv of its own, which only `make bench` makes.
-HERE = (ENVOY_ALONE, NATIVE_KEYS, FLOOR, WARM, LIMITS, COLD, PLAIN)
+HERE = (ENVOY_ALONE, NATIVE_KEYS, FLOOR, WARM, RATES, LIMITS, COLD, PLAIN)
 FEW = Load(connections=2, seconds=1, per_s=10)
 # As many as the tests ask with, and those that are skipped after a sample.
 COLD_KEYS = 400
