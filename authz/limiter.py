@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
@@ -20,7 +20,7 @@ from authz.errors import BackendError, CacheUnavailable, StoreUnavailable
 from authz.memory_limits import MemoryLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
     from datetime import date
 
     from authz.core.limits import Budget, Outcome
@@ -33,9 +33,9 @@ _MOST_HELD = 100_000
 _MOST_UNSETTLED = 10_000
 _RETRY_S = 1.0
 # A client that has its answer asks again before Envoy has told us that it ended:
-# at once where slots are few, else within a tenth of a second.
-_SLOT_WAIT_S = 0.15
-_MOST_WAITING = 100
+# at once where slots may be waited for, else within a tenth of a second.
+_SLOT_WAIT_S = 0.2
+_MOST_LINES = _LONGEST_LINE = 100
 # Redis may have forgotten, or missed what was counted without it.
 _TELL_AGAIN = timedelta(seconds=60)
 
@@ -71,7 +71,8 @@ class Limiter:
         self._held: dict[str, str] = {}
         # For which requests Redis did not answer; it may have reserved all the same.
         self._in_doubt: set[str] = set()
-        self._settled: dict[str, asyncio.Event] = {}
+        # Who waits for a slot of which key, in the order in which they came.
+        self._lines: dict[str, deque[asyncio.Future[None]]] = {}
         # When it was last told, of a key, what is recorded: here and to Redis.
         self._told: dict[tuple[LimitStore, str], datetime] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -105,9 +106,7 @@ class Limiter:
             return
         await self._own.settle(key_id, request_id, tokens)
         await self._settle_shared(key_id, request_id, tokens)
-        waiting = self._settled.pop(key_id, None)
-        if waiting is not None:
-            waiting.set()
+        self._call_next(key_id)
 
     async def renew(self, key_id: str, request_id: str) -> None:
         """Keep what a request holds that still runs."""
@@ -131,7 +130,7 @@ class Limiter:
         demand = Demand(request_id, tokens, _period(key.limits.budget, self._now()))
         try:
             outcome = await self._reserve(key.id, key.limits, demand)
-            if outcome.refused is Limit.CONCURRENCY:
+            if outcome.refused is Limit.CONCURRENCY and self._may_wait(key.id):
                 outcome = await self._reserve_when_freed(key.id, key.limits, demand)
             if outcome.refused is not None:
                 return Deny(_REASONS[outcome.refused], limited=outcome)
@@ -206,26 +205,46 @@ class Limiter:
             recorded = await self._records.tokens_since(key_id, begin)
             await store.spend(key_id, begin, recorded)
 
+    def _may_wait(self, key_id: str) -> bool:
+        line = self._lines.get(key_id)
+        if line is None:
+            return len(self._lines) < _MOST_LINES
+        return len(line) < _LONGEST_LINE
+
     async def _reserve_when_freed(
         self, key_id: str, limits: Limits, demand: Demand
     ) -> Outcome:
-        """Reserve when another request of the key has ended, if one does soon."""
-        if len(self._settled) < _MOST_WAITING:
-            settled = self._settled.setdefault(key_id, asyncio.Event())
-            # What ended before anybody waited for it wakes nobody.
-            outcome = await self._reserve(key_id, limits, demand)
-            if outcome.refused is not Limit.CONCURRENCY:
-                return outcome
-            await self._wait_for_slot(key_id, settled)
+        """Reserve when other requests of the key have ended, if they do soon."""
+        until = asyncio.get_running_loop().time() + _SLOT_WAIT_S
+        is_called = True
+        with self._metrics.waiting_for_slot.track_inprogress():
+            while is_called:
+                # First in line: what ends while it asks must not be missed.
+                with self._in_line(key_id) as turn:
+                    outcome = await self._reserve(key_id, limits, demand)
+                    if outcome.refused is not Limit.CONCURRENCY:
+                        return outcome
+                    is_called = await _is_set(turn, until)
+        # What another process was told of calls nobody here.
         return await self._reserve(key_id, limits, demand)
 
-    async def _wait_for_slot(self, key_id: str, settled: asyncio.Event) -> None:
+    @contextmanager
+    def _in_line(self, key_id: str) -> Iterator[asyncio.Future[None]]:
+        line = self._lines.setdefault(key_id, deque())
+        turn = asyncio.get_running_loop().create_future()
+        line.append(turn)
         try:
-            with self._metrics.waiting_for_slot.track_inprogress():
-                async with asyncio.timeout(_SLOT_WAIT_S):
-                    await settled.wait()
-        except TimeoutError:
-            self._settled.pop(key_id, None)
+            yield turn
+        finally:
+            if turn in line:
+                line.remove(turn)
+            if not self._lines.get(key_id):
+                self._lines.pop(key_id, None)
+
+    def _call_next(self, key_id: str) -> None:
+        line = self._lines.get(key_id)
+        if line:
+            line.popleft().set_result(None)
 
     async def _settle_shared(
         self, key_id: str, request_id: str, tokens: int | None
@@ -255,6 +274,15 @@ class Limiter:
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+async def _is_set(turn: asyncio.Future[None], until: float) -> bool:
+    try:
+        async with asyncio.timeout_at(until):
+            await turn
+    except TimeoutError:
+        return False
+    return True
 
 
 def _period(budget: Budget | None, now: datetime) -> Period:

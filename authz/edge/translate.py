@@ -30,7 +30,7 @@ LIMITED = "limited"
 SLOT = "slot"
 INPUT_ESTIMATE = "input_estimate"
 RETRY_AFTER_S = 1
-# With so many slots left, and half of all, nobody waits for one.
+# With so many slots left, and nine of ten, nobody waits for one.
 _MANY_SLOTS = 8
 
 # google.rpc.Code; Envoy only asks whether it is zero.
@@ -117,7 +117,7 @@ _SLOT_WAITED_FOR = _more_metadata({SLOT: True})
 
 def _is_waited_for(limited: Outcome, limits: Limits) -> bool:
     left, of = limited.slots_left, limits.concurrency
-    return left is not None and of is not None and left < max(_MANY_SLOTS, of / 2)
+    return left is not None and of is not None and left < max(_MANY_SLOTS, of * 0.9)
 
 
 def _limited(limited: Outcome) -> bytes:

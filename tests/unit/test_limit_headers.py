@@ -58,8 +58,9 @@ QUOTAS = {
     ("limits", "told_at_once"),
     [
         ("concurrency=1", [True]),
-        ("rpm=9,concurrency=9", [False, True]),  # 8 slots are left, then 7
-        ("concurrency=30", [False] * 15 + [True]),
+        ("rpm=9,concurrency=9", [True]),
+        ("concurrency=10", [False, True]),  # 9 slots are left, then 8
+        ("concurrency=30", [False] * 3 + [True]),
         ("rpm=5,tpm=5", [False]),
     ],
 )

@@ -277,6 +277,52 @@ async def test_a_request_that_comes_right_after_another_has_ended_gets_its_slot(
     assert reason(await following) is None
 
 
+async def test_those_who_wait_for_slots_get_them_one_after_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And not the first to ask when many ends are told of at once."""
+    monkeypatch.setattr(limiter, "_SLOT_WAIT_S", 3600)
+    house = House()
+    replica = house.replica()
+    for name in "ab":
+        await replica.admit(allow("concurrency=2"), name, 0)
+    waiting = [
+        asyncio.create_task(replica.admit(allow("concurrency=2"), name, 0))
+        for name in "cdef"
+    ]
+    await in_line(replica)
+    async with asyncio.timeout(BUSY_S):
+        for name, task in zip("abcd", waiting, strict=True):
+            await replica.settle("k", name, 0)
+            assert reason(await task) is None
+    assert not replica._lines  # noqa: SLF001 - nothing may be kept for a key
+
+
+async def test_who_loses_a_slot_to_another_goes_on_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limiter, "_SLOT_WAIT_S", 3600)
+    house = House()
+    replica, other = house.replica(), house.replica()
+    await replica.admit(allow("concurrency=1"), "a", 0)
+    async with asyncio.timeout(BUSY_S):
+        waiting = asyncio.create_task(replica.admit(allow("concurrency=1"), "b", 0))
+        await in_line(replica)
+        await house.shared.settle("k", "a", 0)
+        assert reason(await other.admit(allow("concurrency=1"), "c", 0)) is None
+        await replica.settle("k", "a", 0)
+        await in_line(replica)
+        await replica.settle("k", "c", 0)
+        assert reason(await waiting) is None
+
+
+async def in_line(replica: Limiter) -> None:
+    """Wait until all that runs waits."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert replica._lines  # noqa: SLF001 - nothing tells of it outside
+
+
 async def test_an_end_that_comes_while_a_slot_is_refused_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

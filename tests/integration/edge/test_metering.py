@@ -481,7 +481,7 @@ UNKNOWN = mint(b"never issued".ljust(32))
 BROKEN_FRAME = bytes.fromhex("000004 08 00 00000000 00000000")
 
 
-@pytest.mark.parametrize("limits", ["", "rpm=100,tpm=100000", "concurrency=100"])
+@pytest.mark.parametrize("limits", ["", "rpm=100,tpm=100000", "concurrency=200"])
 async def test_entries_travel_together(metered: Metered, limits: str) -> None:
     """One message each would cost authz as much as the checks."""
     key = await metered.gateway.new_key("llama3.1", limits=limits)
