@@ -1,6 +1,7 @@
 """Commands of several callers in one write: to tell Redis costs more than to ask it.
 
-While one batch is under way the next one gathers, so a lone command waits for nobody.
+While one batch is under way the next one gathers, so a lone command waits for nobody;
+where that one takes long, or the next is full, it is not waited for.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 # The last of so many scripts has its answer in time.
 _MOST = 64
+# Longer than a server nearby takes for most of them.
+_PATIENCE_S = 0.002
+_MOST_UNDER_WAY = 4
 
 
 class RedisBatches:
@@ -33,29 +37,39 @@ class RedisBatches:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._waiting: list[Waiting] = []
-        self._sending: asyncio.Task[None] | None = None
+        self._sending: set[asyncio.Task[None] | None] = set()
+        self._sent_at = 0.0
 
     async def run(self, *command: str | int) -> Any:  # noqa: ANN401 - Redis's
         """Return the answer. Raises CacheUnavailable, and what Redis says is wrong."""
-        answer = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer = loop.create_future()
         self._waiting.append((command, answer))
-        if self._sending is None:
-            self._sending = asyncio.create_task(self._send_all())
+        if not self._sending or self._is_overdue(loop.time()):
+            self._sent_at = loop.time()
+            self._sending.add(asyncio.create_task(self._send_all()))
         return await answer
 
+    def _is_overdue(self, now: float) -> bool:
+        is_late = now - self._sent_at > _PATIENCE_S or len(self._waiting) >= _MOST
+        return is_late and len(self._sending) < _MOST_UNDER_WAY
+
     async def _send_all(self) -> None:
-        """Send what waits, and fail all of it where Redis does not answer."""
+        """Send what waits; where that fails, so does what nobody else will send."""
         batch: Sequence[Waiting] = ()
         reason = "not sent"
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
+                self._sent_at = asyncio.get_running_loop().time()
                 await self._send(batch)
         except CacheUnavailable as error:
             reason = str(error)
         finally:
-            self._sending = None
-            left, self._waiting = [*batch, *self._waiting], []
+            self._sending.discard(asyncio.current_task())
+            left = list(batch)
+            if not self._sending:
+                left, self._waiting = left + self._waiting, []
             for _, answer in left:
                 if not answer.done():
                     answer.set_exception(CacheUnavailable(reason))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING
@@ -470,3 +471,25 @@ async def test_the_counters_of_a_key_stand_in_one_slot_and_end_by_themselves(
     assert len(names) == 3
     assert all(f"{{{key_id}}}".encode() in name for name in names)
     assert all([await redis.ttl(name) > 0 for name in names])
+
+
+async def test_a_request_with_limits_is_two_commands_to_redis(redis: Redis) -> None:
+    """Each is a trip that its client waits for, or its successor."""
+    stage = await in_redis(FakeClock(), redis)
+    limits = Limits(rpm=9, tpm=99, concurrency=9, budget=Budget(99, "day"))
+    await stage.ask(limits, "first", 5)  # the script is known from now on
+    before = await commands_of_clients(redis)
+    await stage.ask(limits, "a", 5)
+    await stage.store.settle(stage.key_id, "a", 3)
+    told = await commands_of_clients(redis) - before
+    assert {name: n for name, n in told.items() if name != "info"} == {"evalsha": 2}
+
+
+async def commands_of_clients(redis: Redis) -> Counter[str]:
+    """Return how often Redis was asked for what, but for what scripts ask for."""
+    asked: Counter[str] = Counter()
+    for name, stats in (await redis.info("commandstats")).items():
+        command = name.removeprefix("cmdstat_")
+        if command in {"evalsha", "eval", "info", "ping", "script", "client"}:
+            asked[command] = stats["calls"]
+    return asked

@@ -28,6 +28,7 @@ class OneServer:
     """What RedisBatches needs of a client; it echoes, when the gate is open."""
 
     gate: asyncio.Event = field(default_factory=asyncio.Event)
+    prompt: tuple[Command, ...] = ()  # is answered also while the gate is closed
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     batches: list[list[Command]] = field(default_factory=list)
     broken: bool = False
@@ -61,7 +62,8 @@ class Connection:
         self.server.asked.set()
 
     async def read_response(self) -> Command:
-        await self.server.gate.wait()
+        if self.unread[0] not in self.server.prompt:
+            await self.server.gate.wait()
         if self.server.broken:
             raise NoConnectionError
         if self.server.error:
@@ -84,7 +86,8 @@ async def under_way(server: OneServer) -> None:
 
 
 @pytest.fixture
-def server() -> Iterator[OneServer]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[OneServer]:
+    monkeypatch.setattr("authz.adapters.redis_batches._PATIENCE_S", 3600)
     found = OneServer()
     yield found
     assert found.lent == 0
@@ -106,6 +109,30 @@ async def test_what_comes_meanwhile_goes_together(server: OneServer) -> None:
     server.gate.set()
     assert await asyncio.gather(first, *rest) == [("a",), ("b",), ("c",), ("d",)]
     assert server.batches == [[("a",)], [("b",), ("c",), ("d",)]]
+
+
+async def test_an_answer_that_is_late_is_not_waited_for(
+    server: OneServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("authz.adapters.redis_batches._PATIENCE_S", 0)
+    server.prompt = (("b",),)
+    batches = RedisBatches(cast("Redis", server))
+    late = asyncio.create_task(batches.run("a"))
+    await under_way(server)
+    assert await batches.run("b") == ("b",)
+    server.gate.set()
+    assert await late == ("a",)
+
+
+async def test_a_crowd_does_not_wait_for_its_first(server: OneServer) -> None:
+    batches = RedisBatches(cast("Redis", server))
+    names = [f"{number}" for number in range(1000)]
+    server.prompt = tuple((name,) for name in names[64:])
+    asked = [asyncio.create_task(batches.run(name)) for name in names]
+    for name, answer in list(zip(names, asked, strict=True))[64:]:
+        assert await answer == (name,)
+    server.gate.set()
+    assert await asyncio.gather(*asked[:64]) == [(name,) for name in names[:64]]
 
 
 async def test_a_batch_has_an_end(server: OneServer) -> None:
