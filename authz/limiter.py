@@ -243,8 +243,11 @@ class Limiter:
 
     def _call_next(self, key_id: str) -> None:
         line = self._lines.get(key_id)
-        if line:
-            line.popleft().set_result(None)
+        while line:
+            turn = line.popleft()
+            if not turn.done():  # its time is not over
+                turn.set_result(None)
+                return
 
     async def _settle_shared(
         self, key_id: str, request_id: str, tokens: int | None

@@ -316,6 +316,25 @@ async def test_who_loses_a_slot_to_another_goes_on_waiting(
         assert reason(await waiting) is None
 
 
+async def test_an_end_calls_nobody_who_is_just_giving_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limiter, "_SLOT_WAIT_S", 3600)
+    replica = House().replica()
+    await replica.admit(allow("concurrency=1"), "a", 0)
+    giving_up, waiting = (
+        asyncio.create_task(replica.admit(allow("concurrency=1"), name, 0))
+        for name in "bc"
+    )
+    await in_line(replica)
+    replica._lines["k"][0].cancel()  # noqa: SLF001 - as the end of its time does
+    async with asyncio.timeout(BUSY_S):
+        await replica.settle("k", "a", 0)
+        assert reason(await waiting) is None
+    with pytest.raises(asyncio.CancelledError):
+        await giving_up
+
+
 async def in_line(replica: Limiter) -> None:
     """Wait until all that runs waits."""
     for _ in range(20):
