@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
@@ -20,13 +20,15 @@ from authz.errors import BackendError, CacheUnavailable, StoreUnavailable
 from authz.memory_limits import MemoryLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine
     from datetime import date
 
     from authz.core.limits import Budget, Outcome
     from authz.core.model import Allow
     from authz.metrics import Metrics
     from authz.ports import LimitStore, UsageRecords
+
+    _Turn = asyncio.Future[None]
 
 _MOST_TOLD = 100_000
 _MOST_HELD = 100_000
@@ -72,7 +74,7 @@ class Limiter:
         # For which requests Redis did not answer; it may have reserved all the same.
         self._in_doubt: set[str] = set()
         # Who waits for a slot of which key, in the order in which they came.
-        self._lines: dict[str, deque[asyncio.Future[None]]] = {}
+        self._lines: dict[str, deque[_Turn]] = {}
         # When it was last told, of a key, what is recorded: here and to Redis.
         self._told: dict[tuple[LimitStore, str], datetime] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -216,30 +218,39 @@ class Limiter:
     ) -> Outcome:
         """Reserve when other requests of the key have ended, if they do soon."""
         until = asyncio.get_running_loop().time() + _SLOT_WAIT_S
-        is_called = True
-        with self._metrics.waiting_for_slot.track_inprogress():
-            while is_called:
-                # First in line: what ends while it asks must not be missed.
-                with self._in_line(key_id) as turn:
+        # In line before it asks: what ends while it asks must not be missed.
+        turn = self._stand_in_line(key_id)
+        try:
+            with self._metrics.waiting_for_slot.track_inprogress():
+                while True:
                     outcome = await self._reserve(key_id, limits, demand)
                     if outcome.refused is not Limit.CONCURRENCY:
                         return outcome
-                    is_called = await _is_set(turn, until)
+                    if not await _is_called(turn, until):
+                        break
+                    turn = self._stand_in_line(key_id, ahead=True)
+        finally:
+            self._leave_line(key_id, turn)
         # What another process was told of calls nobody here.
         return await self._reserve(key_id, limits, demand)
 
-    @contextmanager
-    def _in_line(self, key_id: str) -> Iterator[asyncio.Future[None]]:
+    def _stand_in_line(self, key_id: str, *, ahead: bool = False) -> _Turn:
         line = self._lines.setdefault(key_id, deque())
         turn = asyncio.get_running_loop().create_future()
-        line.append(turn)
-        try:
-            yield turn
-        finally:
-            if turn in line:
-                line.remove(turn)
-            if not self._lines.get(key_id):
-                self._lines.pop(key_id, None)
+        if ahead:
+            line.appendleft(turn)
+        else:
+            line.append(turn)
+        return turn
+
+    def _leave_line(self, key_id: str, turn: _Turn) -> None:
+        line = self._lines.get(key_id, deque())
+        if turn in line:
+            line.remove(turn)
+        elif not turn.cancelled():
+            self._call_next(key_id)  # it was called and needs no call
+        if not line:
+            self._lines.pop(key_id, None)
 
     def _call_next(self, key_id: str) -> None:
         line = self._lines.get(key_id)
@@ -279,7 +290,7 @@ class Limiter:
         task.add_done_callback(self._background.discard)
 
 
-async def _is_set(turn: asyncio.Future[None], until: float) -> bool:
+async def _is_called(turn: _Turn, until: float) -> bool:
     try:
         async with asyncio.timeout_at(until):
             await turn

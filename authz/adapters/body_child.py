@@ -61,6 +61,8 @@ def _answer(frames: BinaryIO, head_size: int, body_size: int) -> bytes:
     answer = asked._asdict()
     if isinstance(asked, Deny):
         answer["reason"] = asked.reason.value
+    else:
+        answer["amounts"] = dict(asked.amounts)
     return json.dumps(answer).encode() + b"\n"
 
 

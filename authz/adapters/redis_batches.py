@@ -45,14 +45,20 @@ class RedisBatches:
         loop = asyncio.get_running_loop()
         answer = loop.create_future()
         self._waiting.append((command, answer))
-        if not self._sending or self._is_overdue(loop.time()):
-            self._sent_at = loop.time()
-            self._sending.add(asyncio.create_task(self._send_all()))
+        if not self._sending or len(self._waiting) >= _MOST:
+            self._send_more()
+        elif len(self._waiting) == 1:
+            loop.call_later(_PATIENCE_S, self._send_if_overdue)
         return await answer
 
-    def _is_overdue(self, now: float) -> bool:
-        is_late = now - self._sent_at > _PATIENCE_S or len(self._waiting) >= _MOST
-        return is_late and len(self._sending) < _MOST_UNDER_WAY
+    def _send_if_overdue(self) -> None:
+        late_s = asyncio.get_running_loop().time() - self._sent_at
+        if self._waiting and late_s >= _PATIENCE_S:
+            self._send_more()
+
+    def _send_more(self) -> None:
+        if len(self._sending) < _MOST_UNDER_WAY:
+            self._sending.add(asyncio.create_task(self._send_all()))
 
     async def _send_all(self) -> None:
         """Send what waits; where that fails, so does what nobody else will send."""

@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from struct import Struct
 from typing import TYPE_CHECKING
 
+import structlog
 from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Value
 
@@ -63,6 +64,9 @@ _NUMBER, _NUMBER_TAG = Struct("<Bd"), 0x11
 _TRUE = b"\x20\x01"
 # What began earlier, or will begin, has no true time.
 _OLDEST_S, _NEWEST_S = 7 * 86400, 300
+
+
+log = structlog.get_logger()
 
 
 class AccessLog:
@@ -135,7 +139,7 @@ class AccessLog:
             call = call_for(entry)
             if call is not None:
                 await self._room.acquire()
-                settling.create_task(call()).add_done_callback(self._ended)
+                settling.create_task(_do(call)).add_done_callback(self._ended)
             if number % _GROUP == 0:
                 await asyncio.sleep(0)
 
@@ -205,6 +209,14 @@ class AccessLog:
     def _began(self, seconds: int) -> int:
         now = self._came_at
         return seconds if now - _OLDEST_S < seconds < now + _NEWEST_S else now
+
+
+async def _do(call: Call) -> None:
+    """Settle one request; where that fails, the others go on."""
+    try:
+        await call()
+    except Exception:
+        log.exception("not_settled")
 
 
 def _texts(verdict: Fields) -> Texts:

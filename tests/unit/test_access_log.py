@@ -46,10 +46,14 @@ class Told:
     noted: list[tuple[Finished, Used]] = field(default_factory=list)
     first: asyncio.Event = field(default_factory=asyncio.Event)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    broken: set[str] = field(default_factory=set)
     running: int = 0
     most_running: int = 0
 
     async def settle(self, *what: object) -> None:
+        if what[1] in self.broken:
+            msg = "a bug"
+            raise RuntimeError(msg)
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         await asyncio.sleep(0)
@@ -74,16 +78,20 @@ class Told:
         name = "authz_usage_dropped_total"
         return self.registry.get_sample_value(name, {"reason": "unreadable"})
 
+    async def sent(self, *messages: bytes) -> None:
+        """Send messages as one stream."""
+
+        async def stream() -> AsyncIterator[bytes]:
+            for one in messages:
+                yield one
+
+        await self.log().stream(stream(), None)
+
 
 async def told(*messages: bytes) -> Told:
     """Send messages as one stream; return what came of them."""
-
-    async def sent() -> AsyncIterator[bytes]:
-        for one in messages:
-            yield one
-
     found = Told()
-    await found.log().stream(sent(), None)
+    await found.sent(*messages)
     return found
 
 
@@ -162,6 +170,13 @@ async def test_many_are_settled_together_but_not_too_many() -> None:
     found = await told(message(*many, name="authz.usage"))
     assert len(found.calls) == len(found.noted) == 200
     assert 1 < found.most_running <= 32
+
+
+async def test_a_request_that_cannot_be_settled_ends_nothing() -> None:
+    found = Told(broken={"first"})
+    entries = [entry(LIMITED, request_id=one) for one in ("first", "second")]
+    await found.sent(message(*entries, name="authz.usage"))
+    assert [call[2] for call in found.calls] == ["second"]
 
 
 async def test_logs_of_other_names_are_nobodys() -> None:

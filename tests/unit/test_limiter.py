@@ -335,6 +335,29 @@ async def test_an_end_calls_nobody_who_is_just_giving_up(
         await giving_up
 
 
+async def test_a_call_that_is_not_needed_goes_to_the_next_in_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It came while the first one was asking, who got a slot without it."""
+    monkeypatch.setattr(limiter, "_SLOT_WAIT_S", 3600)
+    house = House()
+    replica = house.replica()
+    for name in "ab":
+        await replica.admit(allow("concurrency=2"), name, 0)
+    waiting = [
+        asyncio.create_task(replica.admit(allow("concurrency=2"), name, 0))
+        for name in "cd"
+    ]
+    await in_line(replica)
+    house.shared.gate = asyncio.Event()
+    for name in "ab":
+        await replica.settle("k", name, 0)
+        await in_line(replica)
+    house.shared.gate.set()
+    async with asyncio.timeout(BUSY_S):
+        assert [reason(await task) for task in waiting] == [None, None]
+
+
 async def in_line(replica: Limiter) -> None:
     """Wait until all that runs waits."""
     for _ in range(20):
