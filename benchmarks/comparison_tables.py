@@ -123,7 +123,7 @@ def _legend() -> Iterator[str]:
         "gateways: Envoy, `authz serve`, PostgreSQL and Redis. Their keys: in memory "
         f"(`{WARM}`, and with 2 workers), with rpm and tpm alone (`{RATES}`) or "
         f"all four limits (`{LIMITS}`; both are two round trips to Redis, to reserve "
-        "and to settle), never seen before (`{COLD}`, looked up in Redis and "
+        f"and to settle), never seen before (`{COLD}`, looked up in Redis and "
         f"PostgreSQL). `{ENVOY_ALONE}` has a route and nothing else, `api_key_auth` "
         "compares with one key in its configuration: neither looks at models, makes "
         "request ids, cleans errors or counts tokens."
