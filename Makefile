@@ -25,7 +25,7 @@ lint: $(VENV)/dev ## Check style, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/dev $(PEERS)/peers ## Measure what the gateway costs, beside others; some 25 minutes
+bench: $(VENV)/dev $(PEERS)/peers ## Measure what the gateway costs, beside others; some 30 minutes
 	$(BIN)/python -m benchmarks
 
 chaos: $(VENV)/dev ## Lose a primary, fill disks and memory, break a cluster, send a crowd; needs root
