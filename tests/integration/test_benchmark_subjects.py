@@ -186,7 +186,8 @@ async def test_who_waits_for_a_message_reads_it(running: Running, name: str) -> 
     before = nanoseconds_run(subject)
     await measure(subject.target, Load(connections=8, seconds=1))
     ran = nanoseconds_run(subject) - before
-    assert ran["event_engine"] < ran.total() / 40
+    # Without them 1 or 2 in a hundred, with them 10 to 20.
+    assert ran["event_engine"] < ran.total() / 20
 
 
 def nanoseconds_run(subject: Subject) -> Counter[str]:
