@@ -22,6 +22,7 @@ from authz.adapters.postgres import connected
 from authz.adapters.postgres_key_writer import PostgresKeyWriter
 from authz.core.limits import parse_limits
 from authz.core.model import Scope
+from authz.edge import GRPC_EXPERIMENTS
 from authz.issuing import issue
 from authz.local.envoy import Places, envoy_binary, write_config
 from authz.local.postgres import embedded_postgres
@@ -141,8 +142,8 @@ class Parts:
         run = self.folder("floor-service")
         socket = run / _SOCKET
         command = (sys.executable, "-m", "benchmarks.floor", str(socket))
-        # As authz.edge has it, which the floor does not import.
-        env = {"GRPC_EXPERIMENTS": "-event_engine_listener", **os.environ}
+        # The floor does not import authz.edge, which sets this for the gateway.
+        env = {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS, **os.environ}
         child = await self._child(
             running("floor", command, log=run / "authz.log", env=env)
         )

@@ -5,4 +5,5 @@ import os
 # Read once, when grpc is imported. With its event engine, what arrives is handed to
 # threads of its own, which takes a fifth more of the processor; without, the thread
 # that waits for it reads it.
-os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
+GRPC_EXPERIMENTS = "-event_engine_listener"
+os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)

@@ -277,10 +277,7 @@ _LIMITS = st.builds(
 async def test_redis_and_memory_answer_every_schedule_alike(
     redis: Redis, limits: Limits, steps: list[tuple[str, int]]
 ) -> None:
-    stages = [await in_memory(FakeClock()), await in_redis(FakeClock(), redis)]
-    for number, (what, amount) in enumerate(steps):
-        answers = [await _take(s, limits, what, amount, number) for s in stages]
-        assert answers[0] == answers[1], (number, what, amount)
+    await assert_alike(redis, limits, steps)
 
 
 @settings(
@@ -304,6 +301,13 @@ async def test_redis_and_memory_answer_every_schedule_alike(
 async def test_a_clock_that_goes_back_after_a_failover_leaves_windows_right(
     redis: Redis, limits: Limits, steps: list[tuple[str, int]]
 ) -> None:
+    await assert_alike(redis, limits, steps)
+
+
+async def assert_alike(
+    redis: Redis, limits: Limits, steps: list[tuple[str, int]]
+) -> None:
+    """Take the same steps in both stores, with the same answer to each."""
     stages = [await in_memory(FakeClock()), await in_redis(FakeClock(), redis)]
     for number, (what, amount) in enumerate(steps):
         answers = [await _take(s, limits, what, amount, number) for s in stages]

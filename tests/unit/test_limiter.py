@@ -282,15 +282,8 @@ async def test_those_who_wait_for_slots_get_them_one_after_another(
 ) -> None:
     """And not the first to ask when many ends are told of at once."""
     monkeypatch.setattr(limiter, "_SLOT_WAIT_S", 3600)
-    house = House()
-    replica = house.replica()
-    for name in "ab":
-        await replica.admit(allow("concurrency=2"), name, 0)
-    waiting = [
-        asyncio.create_task(replica.admit(allow("concurrency=2"), name, 0))
-        for name in "cdef"
-    ]
-    await in_line(replica)
+    replica = House().replica()
+    waiting = await waiting_behind_two(replica, "cdef")
     async with asyncio.timeout(BUSY_S):
         for name, task in zip("abcd", waiting, strict=True):
             await replica.settle("k", name, 0)
@@ -342,13 +335,7 @@ async def test_a_call_that_is_not_needed_goes_to_the_next_in_line(
     monkeypatch.setattr(limiter, "_SLOT_WAIT_S", 3600)
     house = House()
     replica = house.replica()
-    for name in "ab":
-        await replica.admit(allow("concurrency=2"), name, 0)
-    waiting = [
-        asyncio.create_task(replica.admit(allow("concurrency=2"), name, 0))
-        for name in "cd"
-    ]
-    await in_line(replica)
+    waiting = await waiting_behind_two(replica, "cd")
     house.shared.gate = asyncio.Event()
     for name in "ab":
         await replica.settle("k", name, 0)
@@ -356,6 +343,20 @@ async def test_a_call_that_is_not_needed_goes_to_the_next_in_line(
     house.shared.gate.set()
     async with asyncio.timeout(BUSY_S):
         assert [reason(await task) for task in waiting] == [None, None]
+
+
+async def waiting_behind_two(
+    replica: Limiter, names: str
+) -> list[asyncio.Task[Allow | Deny]]:
+    """Have ``a`` and ``b`` hold the two slots of a key, and others wait for them."""
+    for name in "ab":
+        await replica.admit(allow("concurrency=2"), name, 0)
+    waiting = [
+        asyncio.create_task(replica.admit(allow("concurrency=2"), name, 0))
+        for name in names
+    ]
+    await in_line(replica)
+    return waiting
 
 
 async def in_line(replica: Limiter) -> None:
